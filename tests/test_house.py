@@ -42,7 +42,7 @@ def modules():
         parts = path.relative_to(ROOT).with_suffix("").parts
         if path.name not in ("__init__.py", "_modidx.py"): yield ".".join(parts), path
 
-@pytest.mark.parametrize("module,path", modules(), ids=[m for m, _ in modules()])
+@pytest.mark.parametrize("module,path", list(modules()), ids=[m for m, _ in modules()])
 def test_imports_point_one_way(module, path):
     assert room_of(module) in MAY_IMPORT, f"{module}: no such room; the rooms are {', '.join(MAY_IMPORT)}"
     assert wrong_way(path.read_text(encoding="utf-8"), module) == []

@@ -1,0 +1,134 @@
+"The command `miniai`, used as a person would: the installed script, in a process of its own."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+MINIAI = Path(sys.executable).with_name("miniai")
+
+def notebook(path, *sources):
+    "Write a small notebook with one code cell per source."
+    cells = [{"cell_type": "code", "id": f"c{i}", "metadata": {}, "execution_count": None, "outputs": [], "source": s} for i, s in enumerate(sources)]
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}))
+    return path
+
+def miniai(*words, cwd=None, **env):
+    done = subprocess.run([str(MINIAI), *map(str, words)], capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+def printed(path):
+    "Everything the saved cells of a notebook printed."
+    cells = json.loads(path.read_text())["cells"]
+    return "".join("".join(o.get("text", [])) for c in cells for o in c["outputs"])
+
+@pytest.fixture
+def nbs(tmp_path):
+    folder = tmp_path/"nbs"
+    folder.mkdir()
+    notebook(folder/"01_fine.ipynb", "print(6*7)")
+    notebook(folder/"02_wrong.ipynb", "y = 1", "assert y == 2, 'one is not two'")
+    notebook(folder/"03_slow.ipynb", "print('quick')", "#| slow\nprint('at length')")
+    return folder
+
+def test_help_names_the_commands():
+    for words in ((), ("--help",)):
+        status, out, err = miniai(*words)
+        assert status == 0 and err == ""
+        assert all(name in out for name in ("run", "bench", "version"))
+
+def test_help_of_run_names_the_options():
+    status, out, _ = miniai("run", "--help")
+    assert status == 0 and all(f"--{o}" in out for o in ("save", "flags", "html", "timeout", "workers"))
+
+def test_version():
+    import miniai as package
+    assert miniai("version")[:2] == (0, f"miniai {package.__version__}\n")
+
+@pytest.mark.parametrize("words,names", [
+    (("rnu",), ["rnu", "run", "bench"]),
+    (("run", "no_such_chapter"), ["no_such_chapter", "01_fine"]),
+    (("run", "fien"), ["fien", "01_fine"]),
+    (("run", "--sav"), ["--sav"]),
+    (("run", "--flags", "fast"), ["fast", "slow"]),
+    (("run", "--timeout", "soon"), ["soon"]),
+    (("run", "--workers", "-1"), ["-1"]),
+    (("run", "--html"), ["--html"]),
+    (("bench",), ["name"]),
+    (("bench", "sorting"), ["sorting", "matmul", "cluster", "backprop"]),
+    (("bench", "matmul", "--ot", "x"), ["--ot"]),
+    (("version", "now"), ["now"]),
+])
+def test_mistakes_are_one_line(nbs, words, names):
+    status, out, err = miniai(*words, cwd=nbs.parent)
+    assert status == 2 and out == "" and err.count("\n") == 1 and err.startswith("miniai: "), err
+    assert all(name in err for name in names), err
+
+def test_missing_folder(tmp_path):
+    status, out, err = miniai("run", "--nbs", tmp_path/"nowhere")
+    assert status == 2 and err.count("\n") == 1 and "nowhere" in err
+
+def test_run_one_chapter_by_any_name(nbs):
+    for name in ("01_fine", "01", "1", "fine", nbs/"01_fine.ipynb"):
+        status, out, err = miniai("run", name, cwd=nbs.parent)
+        assert status == 0 and err == "" and "01_fine" in out and "02_wrong" not in out, out + err
+
+def test_failure_shows_cell_and_reason_and_the_rest_runs(nbs):
+    status, out, err = miniai("run", cwd=nbs.parent)
+    assert status == 1 and "one is not two" in out and "assert y == 2" in out
+    assert "Traceback" not in err and "01_fine" in out and "03_slow" in out
+
+def test_output_to_a_file_has_no_control_characters(nbs):
+    _, out, _ = miniai("run", "01", "02", cwd=nbs.parent)
+    assert "\x1b" not in out and "\r" not in out
+
+def test_save_and_flags(nbs):
+    before = (nbs/"01_fine.ipynb").read_text()
+    assert miniai("run", "01", cwd=nbs.parent)[0] == 0
+    assert (nbs/"01_fine.ipynb").read_text() == before
+    assert miniai("run", "01", "03", "--save", cwd=nbs.parent)[0] == 0
+    assert printed(nbs/"01_fine.ipynb") == "42\n" and printed(nbs/"03_slow.ipynb") == "quick\n"
+    assert miniai("run", "slow", "--save", "--flags", "slow", cwd=nbs.parent)[0] == 0
+    assert printed(nbs/"03_slow.ipynb") == "quick\nat length\n"
+    assert sorted(p.name for p in nbs.iterdir()) == ["01_fine.ipynb", "02_wrong.ipynb", "03_slow.ipynb"]
+
+def test_html(nbs, tmp_path):
+    assert miniai("run", "01", "--html", tmp_path/"pages", cwd=nbs.parent)[0] == 0
+    assert "42" in (tmp_path/"pages"/"01_fine.html").read_text()
+
+def test_html_into_a_file(nbs, tmp_path):
+    (tmp_path/"pages").write_text("a file")
+    status, _, err = miniai("run", "01", "--html", tmp_path/"pages", cwd=nbs.parent)
+    assert status == 1 and "pages" in err and "Traceback" not in err, err
+
+def test_data_folder_may_be_relative(nbs):
+    notebook(nbs/"04_where.ipynb", "import os; assert os.path.isabs(os.environ['MINIAI_DATA'])")
+    assert miniai("run", "where", cwd=nbs.parent, MINIAI_DATA="data")[0] == 0
+
+def kernels_of(pid):
+    "Processes that descend from `pid`, or whose command line mentions its notebooks."
+    import psutil
+    return psutil.Process(pid).children(recursive=True)
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on Unix")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_leaves_nothing_behind(nbs, sent):
+    path = notebook(nbs/"05_long.ipynb", "print('begun')", f"open({str(nbs.parent/'begun')!r}, 'w').close(); import time; time.sleep(60)")
+    before = path.read_text()
+    process = subprocess.Popen([str(MINIAI), "run", "long", "--save"], cwd=nbs.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while not (nbs.parent/"begun").exists() and time.time() < deadline: time.sleep(0.1)
+    children = kernels_of(process.pid)
+    assert children, "the chapter should run in a process of its own"
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode not in (0, None) and "Traceback" not in err, err
+    deadline = time.time() + 10
+    while any(c.is_running() for c in children) and time.time() < deadline: time.sleep(0.1)
+    assert not any(c.is_running() for c in children)
+    assert path.read_text() == before
+    assert sorted(p.name for p in nbs.iterdir()) == ["01_fine.ipynb", "02_wrong.ipynb", "03_slow.ipynb", "05_long.ipynb"]
