@@ -134,28 +134,50 @@ def _fill_up(C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return padded, half
 
 # %% ../../nbs/02a_clustering.ipynb #cell-54
+@njit(cache=True)
+def _add_block(x, label, m, sums, counts):
+    "Add the first `m` points of a block to the sums and counts of their centres."
+    for p in range(m):
+        counts[label[p]] += 1
+        for j in range(len(x)): sums[label[p], j] += x[j, p]
+
+# %% ../../nbs/02a_clustering.ipynb #cell-56
+@njit(cache=True)
+def _update_block(x, label, old, m, moved, sums, counts):
+    "Take the points whose label is not the old one from sum to sum; returns how many."
+    n_moved = 0
+    for p in range(m):
+        moved[n_moved] = p
+        n_moved += label[p] != old[p]
+    for p in moved[:n_moved]:
+        counts[old[p]] -= 1
+        counts[label[p]] += 1
+        for j in range(len(x)):
+            sums[old[p], j] -= x[j, p]
+            sums[label[p], j] += x[j, p]
+    return n_moved
+
+# %% ../../nbs/02a_clustering.ipynb #cell-57
 @cache
 def _some_kernel(d: int):
-    "Make the function that adds up some blocks in `d` dimensions: sums and counts per centre, and how many labels changed."
+    "Make the function that does a step for some blocks in `d` dimensions; returns how many labels changed."
     nearest = _nearest_kernel(d)
 
     @njit(cache=True, fastmath=_FAST)
-    def some(blocks, C, half, n, labels, first, last):
-        sums, counts = np.zeros((2, len(C), d)), np.zeros((2, len(C)), np.int64)
-        best, label, changed = np.empty(BLOCK, blocks.dtype), np.empty(BLOCK, np.int32), 0
+    def some(blocks, C, half, n, labels, first, last, sums, counts, fresh):
+        best, label, moved, changed = np.empty(BLOCK, blocks.dtype), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int64), 0
         for b in range(first, last):
-            x, old = blocks[b], labels[b]
+            x, old, m = blocks[b], labels[b], min(BLOCK, n - b*BLOCK)
             nearest(x, C, half, best, label)
-            for p in range(min(BLOCK, n - b*BLOCK)):
-                c = label[p]
-                changed += old[p] != c
-                old[p] = c
-                counts[p & 1, c] += 1
-                for j in range(d): sums[p & 1, c, j] += x[j, p]
-        return sums[0] + sums[1], counts[0] + counts[1], changed
+            if fresh:
+                changed += (label[:m] != old[:m]).sum()
+                _add_block(x, label, m, sums, counts)
+            else: changed += _update_block(x, label, old, m, moved, sums, counts)
+            old[:m] = label[:m]
+        return changed
     return some
 
-# %% ../../nbs/02a_clustering.ipynb #cell-57
+# %% ../../nbs/02a_clustering.ipynb #cell-61
 @njit(cache=True)
 def _move(C, half, k, sums, counts):
     "Move the first `k` centres to the means; returns the sum of the squared movements, or -1 if some centre has no points."
@@ -169,27 +191,29 @@ def _move(C, half, k, sums, counts):
             half[c] += C[c, j]*C[c, j]/2
     return shift
 
-# %% ../../nbs/02a_clustering.ipynb #cell-59
+# %% ../../nbs/02a_clustering.ipynb #cell-63
 @cache
 def _steps_kernel(d: int):
     "Make the function that takes steps of k-means in `d` dimensions, on all threads, until there is a reason to stop."
     some = _some_kernel(d)
 
     @njit(cache=True, parallel=True)
-    def steps(blocks, C, half, k, n, labels, n_threads, max_iter, tol):
-        sums, counts = np.empty((n_threads, len(C), d)), np.empty((n_threads, len(C)), np.int64)
-        changed, size = np.empty(n_threads, np.int64), (len(blocks) + n_threads - 1)//n_threads
+    def steps(blocks, C, half, k, n, labels, T, max_iter, tol):
+        sums, counts = np.zeros((T, len(C), d)), np.zeros((T, len(C)), np.int64)
+        changed, ends = np.ones(T, np.int64), np.arange(T + 1)*len(blocks)//T
         i, shift = 0, np.inf
-        while i < max_iter and shift > tol:
-            for t in prange(n_threads):
-                first, last = t*size, min((t + 1)*size, len(blocks))
-                sums[t], counts[t], changed[t] = some(blocks, C, half, n, labels, first, last)
+        while i < max_iter and shift > tol and changed.any():
+            for t in prange(T): changed[t] = some(blocks, C, half, n, labels, ends[t], ends[t + 1], sums[t], counts[t], i == 0)
             i, shift = i + 1, _move(C, half, k, sums.sum(0), counts.sum(0))
-            if changed.sum() == 0: break
+        if i > 1 and shift >= 0:
+            sums[:], counts[:] = 0, 0
+            for t in prange(T):
+                for b in range(ends[t], ends[t + 1]): _add_block(blocks[b], labels[b], min(BLOCK, n - b*BLOCK), sums[t], counts[t])
+            _move(C, half, k, sums.sum(0), counts.sum(0))
         return i, changed.sum(), shift, sums.sum(0), counts.sum(0)
     return steps
 
-# %% ../../nbs/02a_clustering.ipynb #cell-61
+# %% ../../nbs/02a_clustering.ipynb #cell-65
 class _Blocks:
     "Points of few dimensions, packed for steps of k-means."
     def __init__(self, X: np.ndarray, origin: np.ndarray):
@@ -209,7 +233,7 @@ class _Blocks:
         i, changed, shift, sums, counts = self.kernel(self.blocks, C, half, k, self.n, self._labels, get_num_threads(), max_iter, float(tol))
         return C[:k], i, changed, shift, sums[:k], counts[:k]
 
-# %% ../../nbs/02a_clustering.ipynb #cell-66
+# %% ../../nbs/02a_clustering.ipynb #cell-70
 @njit(cache=True)
 def _add_rows(X, label, old, sums, counts):
     "Add each row to the sums of its label, remember the label, and count how many differ from the old ones."
@@ -242,7 +266,7 @@ class _Rows:
         moved = (sums/counts[:, None]).astype(centers.dtype)
         return moved, 1, changed, float(((moved - centers)**2).sum()), sums, counts
 
-# %% ../../nbs/02a_clustering.ipynb #cell-69
+# %% ../../nbs/02a_clustering.ipynb #cell-73
 def _lloyd(points, X: np.ndarray, origin: np.ndarray, centers: np.ndarray, max_iter: int, tol: float) -> tuple[np.ndarray, int]:
     "Take turns until no label changes, the centres move by at most `tol` (squared, summed), or `max_iter` is reached."
     points.restart()
@@ -266,7 +290,7 @@ def _inertia(X, centers, labels):
         for j in range(X.shape[1]): total += (X[i, j] - centers[labels[i], j])**2
     return total
 
-# %% ../../nbs/02a_clustering.ipynb #cell-71
+# %% ../../nbs/02a_clustering.ipynb #cell-75
 def _points(X, what: str = "X") -> tuple[np.ndarray, Callable]:
     "`X` as a float32 or float64 array of shape (n, d), and a function that turns results into the kind of `X`."
     array = np.asarray(X.detach().cpu() if isinstance(X, Tensor) else X)
@@ -283,7 +307,7 @@ def _whole(name: str, value, low: int) -> int:
         raise ValueError(f"expected {name} to be a whole number, at least {low}, got {value!r}")
     return int(value)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-73
+# %% ../../nbs/02a_clustering.ipynb #cell-77
 _FEW = 12 # Up to this many dimensions blocks are faster than matrix products
 
 def _packed(X, origin): return (_Blocks if X.shape[1] <= _FEW else _Rows)(X, origin)
@@ -353,7 +377,7 @@ class KMeans:
         points.steps(centers - origin)
         return back(points.labels.copy())
 
-# %% ../../nbs/02a_clustering.ipynb #cell-98
+# %% ../../nbs/02a_clustering.ipynb #cell-102
 def dbscan_dense(
     X: np.ndarray, # The points, (n, d)
     eps: float, # Largest distance of neighbours
@@ -370,7 +394,7 @@ def dbscan_dense(
         labels[cluster & (labels < 0)] = labels.max() + 1
     return labels
 
-# %% ../../nbs/02a_clustering.ipynb #cell-103
+# %% ../../nbs/02a_clustering.ipynb #cell-107
 @njit(cache=True)
 def _sort_by_cell(cell, n_cells):
     "The points in the order of their cells, and where each cell begins in it, (n_cells + 1,)."
@@ -383,7 +407,7 @@ def _sort_by_cell(cell, n_cells):
         free[cell[i]] += 1
     return order, starts
 
-# %% ../../nbs/02a_clustering.ipynb #cell-106
+# %% ../../nbs/02a_clustering.ipynb #cell-110
 def _squeeze(index: np.ndarray, reach: int) -> np.ndarray:
     "Cell numbers along one axis, with all gaps wider than `reach` made equally wide."
     values, where = np.unique(index, return_inverse=True)
@@ -409,7 +433,7 @@ def _cells(X: np.ndarray, eps: float):
     cell = sum((i.astype(np.int64) + reach)*s for i, s in zip(index, strides))
     return cell, math.prod(shape), strides, reach, mates
 
-# %% ../../nbs/02a_clustering.ipynb #cell-109
+# %% ../../nbs/02a_clustering.ipynb #cell-113
 @njit(cache=True)
 def _near(X, i, j, sq_eps):
     "Whether points `i` and `j` are at most eps apart."
@@ -440,13 +464,13 @@ def _core_points(X, cell, starts, rows, reach, mates, sq_eps, min_samples):
         core[i] = mates and starts[c + 1] - starts[c] >= min_samples or _crowded(X, i, c, starts, rows, reach, sq_eps, min_samples)
     return core
 
-# %% ../../nbs/02a_clustering.ipynb #cell-111
+# %% ../../nbs/02a_clustering.ipynb #cell-115
 def _rows(strides: list, reach: int) -> np.ndarray:
     "Differences of cell numbers along all axes but the last, the nearest first."
     steps = sorted(itertools.product(range(-reach, reach + 1), repeat=len(strides) - 1), key=lambda s: sum(a*a for a in s))
     return np.array([sum(a*b for a, b in zip(s, strides)) for s in steps], np.int64)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-114
+# %% ../../nbs/02a_clustering.ipynb #cell-118
 @njit(cache=True)
 def _find(parent, i):
     "The root of `i`; shortens the way for the next time."
@@ -455,7 +479,7 @@ def _find(parent, i):
         i = parent[i]
     return i
 
-# %% ../../nbs/02a_clustering.ipynb #cell-117
+# %% ../../nbs/02a_clustering.ipynb #cell-121
 @njit(cache=True)
 def _touch(X, core, a, b, starts, sq_eps):
     "Whether cells `a` and `b` have core points that are neighbours."
@@ -494,14 +518,14 @@ def _join_points(X, core, cell, starts, rows, reach, sq_eps):
                 if a != b and _near(X, i, j, sq_eps): parent[max(a, b)] = min(a, b)
     return parent
 
-# %% ../../nbs/02a_clustering.ipynb #cell-118
+# %% ../../nbs/02a_clustering.ipynb #cell-122
 def _pairs(strides: list, reach: int) -> np.ndarray:
     "Differences between the numbers of neighbour cells, each pair once, the nearest first."
     steps = sorted(itertools.product(range(-reach, reach + 1), repeat=len(strides)), key=lambda s: sum(a*a for a in s))
     numbers = [sum(a*b for a, b in zip(s, strides)) for s in steps]
     return np.array([m for m in numbers if m > 0], np.int64)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-121
+# %% ../../nbs/02a_clustering.ipynb #cell-125
 @njit(cache=True)
 def _labels(X, core, cell, starts, rows, reach, sq_eps, parent, order):
     "Labels of the points in their original order."
@@ -522,7 +546,7 @@ def _labels(X, core, cell, starts, rows, reach, sq_eps, parent, order):
         if lowest < k: labels[order[i]] = lowest
     return labels
 
-# %% ../../nbs/02a_clustering.ipynb #cell-123
+# %% ../../nbs/02a_clustering.ipynb #cell-127
 def _dbscan(X: np.ndarray, eps: float, min_samples: int) -> tuple[np.ndarray, np.ndarray]:
     "Labels, and whether each point is a core point."
     if X.shape[1] == 1: X = np.concatenate([X, np.zeros_like(X)], 1)
@@ -559,7 +583,7 @@ class DBSCAN:
         "Find the clusters, and return for each point the number of its own, -1 for noise."
         return self.fit(X).labels_
 
-# %% ../../nbs/02a_clustering.ipynb #cell-138
+# %% ../../nbs/02a_clustering.ipynb #cell-142
 def hyperplanes(
     d: int, # Coordinates of a point
     n_bits: int, # How many values
@@ -579,7 +603,7 @@ def p_stable(
         return lambda X: np.floor((X @ a.astype(X.dtype) + b)/width).astype(np.int64)
     return family
 
-# %% ../../nbs/02a_clustering.ipynb #cell-146
+# %% ../../nbs/02a_clustering.ipynb #cell-150
 @njit(cache=True, fastmath={"reassoc", "contract"})
 def _sq_dist(x, y):
     "Squared distance of two points, added up in any order."
@@ -614,7 +638,7 @@ def _search(X, Q, order, first, last, k, n_threads):
             looked[q] = _nearest_in_runs(X, Q[q], order, first[q], last[q], stamp, q, sq_dist[q], index[q])
     return sq_dist, index, looked
 
-# %% ../../nbs/02a_clustering.ipynb #cell-148
+# %% ../../nbs/02a_clustering.ipynb #cell-152
 class LSH:
     "Find near neighbours in tables of random codes ([Indyk and Motwani, 1998](https://doi.org/10.1145/276698.276876))."
     def __init__(self,
@@ -664,7 +688,7 @@ class LSH:
         sq_dist, index, self.n_candidates_ = _search(self._X, Q, self._order[:L], first, last, k, get_num_threads())
         return self._back(np.sqrt(sq_dist)), self._back(index)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-160
+# %% ../../nbs/02a_clustering.ipynb #cell-164
 def bench_cluster(
     quick: bool = False, # Only the small problems, in few rounds
 ) -> dict: # Title to `Comparison`
@@ -675,7 +699,7 @@ def bench_cluster(
     from sklearn.utils._testing import ignore_warnings
     from miniai.foundations.meanshift import bench_meanshift
     from miniai.tools.timing import compare
-    results = dict(bench_meanshift(quick=quick))
+    results = dict(bench_meanshift(**(dict(rounds=2, n=50_000, n_reference=4_000) if quick else {})))
     for n, k in itertools.product((24_000,) if quick else (24_000, 1_000_000), (6, 25, 100)):
         X = _clouds(n, k)
         args = dict(n_clusters=k, init=X[np.random.default_rng(1).choice(n, k, replace=False)], max_iter=20, tol=0)

@@ -34,7 +34,8 @@ class Matrix:
     def __init__(self,
         xs: Sequence[Sequence[float]], # Rows, all of the same length
     ):
-        self.xs = [list(row) for row in xs]
+        try: self.xs = [list(row) for row in xs]
+        except TypeError: raise ValueError(f"expected a list of rows, each a list of numbers, got {xs!r}") from None
         lengths = {len(row) for row in self.xs}
         if len(lengths) > 1: raise ValueError(f"expected rows of one length, got lengths {sorted(lengths)}")
         self.shape = len(self.xs), lengths.pop() if lengths else 0
@@ -77,13 +78,14 @@ def matmul_sizes(
     a: Tensor, # Left matrix, (n, k)
     b: Tensor, # Right matrix, (k, m), of the same dtype
 ) -> tuple[int, int, int]:
-    "Check that the product of `a` and `b` exists, and return `n, k, m`."
+    "Check that we can multiply `a` and `b`, and return `n, k, m`."
     _need_tensors(a, b)
     if a.ndim != 2 or b.ndim != 2: raise ValueError(f"expected two matrices (rank 2), got shapes {tuple(a.shape)} and {tuple(b.shape)}")
     (n, k), (rows, m) = a.shape, b.shape
     if k != rows: raise ValueError(f"expected (n, k) and (k, m), got inner sizes {k} and {rows} in {tuple(a.shape)} and {tuple(b.shape)}")
     if a.dtype != b.dtype or a.dtype not in _DTYPES:
         raise ValueError(f"expected one dtype out of {', '.join(map(str, _DTYPES))}, got {a.dtype} and {b.dtype}")
+    if a.device != b.device: raise ValueError(f"expected both on one device, got {a.device} and {b.device}")
     return n, k, m
 
 # %% ../../nbs/01_matmul.ipynb #cell-68
@@ -129,7 +131,8 @@ def frobenius(
     a: Tensor, # Matrix, (n, m), real or complex; whole numbers too
 ) -> Tensor: # A single number, rank 0
     "The Frobenius norm of a matrix, the length of the vector of all its elements ([Golub and Van Loan](https://doi.org/10.56021/9781421407944), section 2.3)."
-    if a.ndim != 2: raise ValueError(f"expected a matrix (rank 2), got shape {tuple(a.shape)}")
+    if not isinstance(a, Tensor) or a.ndim != 2:
+        raise ValueError(f"expected a matrix (rank 2), got {f'shape {tuple(a.shape)}' if isinstance(a, Tensor) else type(a).__name__}")
     if not (a.is_floating_point() or a.is_complex()): a = a.float() # whole numbers overflow when squared
     return a.abs().square().sum().sqrt()
 
@@ -190,6 +193,8 @@ def _letter_sizes(inputs: list[str], output: str, ts: tuple[Tensor, ...]) -> dic
     sizes = {}
     if len(inputs) != len(ts): raise ValueError(f"expected one group of letters per tensor, got {len(inputs)} groups and {len(ts)} tensors")
     for names, t in zip(inputs, ts):
+        if not isinstance(t, Tensor): raise ValueError(f"expected a tensor for {names!r}, got {type(t).__name__}")
+        if names and not names.isalpha(): raise ValueError(f"expected letters only, got {names!r}")
         if len(names) != t.ndim: raise ValueError(f"expected a letter per dimension, got {names!r} for shape {tuple(t.shape)}")
         for letter, size in zip(names, t.shape):
             if sizes.setdefault(letter, size) != size: raise ValueError(f"expected one size for {letter!r}, got {sizes[letter]} and {size}")
@@ -202,11 +207,12 @@ def einsum_loops(
     *ts: Tensor, # Operands, as many as groups of letters
 ) -> Tensor:
     "Compute `torch.einsum` by its definition: one loop per letter. Slow, to be read."
-    if spec.count("->") != 1: raise ValueError(f"expected letters with one arrow, like 'ik,kj->ij', got {spec!r}")
+    if not isinstance(spec, str) or spec.count("->") != 1: raise ValueError(f"expected letters with one arrow, like 'ik,kj->ij', got {spec!r}")
     inputs, output = spec.replace(" ", "").split("->")
     inputs = inputs.split(",")
     sizes = _letter_sizes(inputs, output, ts)
-    if len({t.dtype for t in ts}) > 1: raise ValueError(f"expected one dtype, got {', '.join(str(t.dtype) for t in ts)}")
+    if len({t.dtype for t in ts}) > 1 or ts[0].dtype not in _DTYPES:
+        raise ValueError(f"expected one dtype out of {', '.join(map(str, _DTYPES))}, got {', '.join(str(t.dtype) for t in ts)}")
     result = ts[0].new_zeros([sizes[letter] for letter in output])
     for values in product(*map(range, sizes.values())):
         at = dict(zip(sizes, values))

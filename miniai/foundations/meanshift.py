@@ -54,7 +54,7 @@ def one_update(
         moved[i] = (w[:, None]*X).sum(0)/w.sum()
     return moved
 
-# %% ../../nbs/02_meanshift.ipynb #cell-46
+# %% ../../nbs/02_meanshift.ipynb #cell-48
 def tri(
     d: Tensor, # Distances, any shape
     i: float,  # Distance at which the weight reaches zero
@@ -62,7 +62,7 @@ def tri(
     "Weigh distances `d` with a triangle that is 1 at distance 0 and 0 from distance `i` on."
     return (i - d).clamp_min(0)/i
 
-# %% ../../nbs/02_meanshift.ipynb #cell-65
+# %% ../../nbs/02_meanshift.ipynb #cell-67
 _KERNELS = ("gaussian", "tri")
 
 def _check(X, bandwidth, kernel: str):
@@ -102,7 +102,7 @@ def meanshift_dense(
         X = torch.cat(moved)
     return back(X + middle)
 
-# %% ../../nbs/02_meanshift.ipynb #cell-76
+# %% ../../nbs/02_meanshift.ipynb #cell-78
 def silverman_bandwidth(
     X, # The points, (n, d), numpy array or tensor, at least 2
 ) -> float:
@@ -112,7 +112,7 @@ def silverman_bandwidth(
     n, d = X.shape
     return X.var(0).mean().sqrt().item()*(4/((d + 2)*n))**(1/(d + 4))
 
-# %% ../../nbs/02_meanshift.ipynb #cell-79
+# %% ../../nbs/02_meanshift.ipynb #cell-81
 def estimate_bandwidth(
     X,                     # The points, (n, d), numpy array or tensor
     quantile: float = 0.3, # Share of the points that a radius should hold, in (0, 1]
@@ -130,12 +130,12 @@ def estimate_bandwidth(
     radii = [torch.cdist(x, X, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(k, dim=1).values for x in X.split(max(1, 2**18//len(X)))]
     return torch.cat(radii).mean().item()
 
-# %% ../../nbs/02_meanshift.ipynb #cell-88
+# %% ../../nbs/02_meanshift.ipynb #cell-90
 def _reach(n: int) -> float:
     "Return the distance, in bandwidths, beyond which `n` Gaussian weights sum to at most 1e-8."
     return math.sqrt(2*math.log(1e8*n))
 
-# %% ../../nbs/02_meanshift.ipynb #cell-91
+# %% ../../nbs/02_meanshift.ipynb #cell-93
 @njit(cache=True)
 def _leaves(X, size):
     "Return an order in which points stand box by box, and where each box starts ([Bentley, 1975](https://doi.org/10.1145/361002.361007))."
@@ -158,7 +158,7 @@ def _leaves(X, size):
         todo.append((lo, mid))
     return order, np.array(starts)
 
-# %% ../../nbs/02_meanshift.ipynb #cell-95
+# %% ../../nbs/02_meanshift.ipynb #cell-97
 _SAFE = {"reassoc", "contract", "nsz"} # liberties with rounding, none with infinities
 
 @njit(cache=True, fastmath=_SAFE)
@@ -209,7 +209,7 @@ def _near_sums(Y, y_starts, y_lo, y_hi, X, x_starts, x_lo, x_hi, reach, triangle
                 _add_box(Y[i], X, x_starts[c], x_starts[c + 1], reach, triangle, q, out[i])
     return out
 
-# %% ../../nbs/02_meanshift.ipynb #cell-97
+# %% ../../nbs/02_meanshift.ipynb #cell-99
 def _near_mover(X: np.ndarray, kernel: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     "Return a function that moves points to the mean of those of `X` around them, by looking at near boxes; lengths in bandwidths."
     order, starts = _leaves(X, 48)
@@ -223,7 +223,7 @@ def _near_mover(X: np.ndarray, kernel: str) -> Callable[[np.ndarray], tuple[np.n
         with np.errstate(invalid="ignore"): return Y + sums[:, 1:]/sums[:, :1], sums[:, 0]
     return move
 
-# %% ../../nbs/02_meanshift.ipynb #cell-100
+# %% ../../nbs/02_meanshift.ipynb #cell-102
 def six_clusters(
     n: int,        # Points in all
     d: int = 2,    # Dimensions
@@ -234,7 +234,7 @@ def six_clusters(
     centres = rng.random((6, d))*70 - 35
     return centres[rng.integers(0, 6, n)] + rng.normal(size=(n, d))*math.sqrt(5)
 
-# %% ../../nbs/02_meanshift.ipynb #cell-103
+# %% ../../nbs/02_meanshift.ipynb #cell-105
 _NODES = 6             # nodes per axis around a point
 _FIRST = 2             # how many of them stand left of the cell the point is in
 _SCALE = np.array([1/math.prod(k - m for m in range(_NODES) if m != k) for k in range(_NODES)])
@@ -252,7 +252,7 @@ def _locate(u, w):
         right *= t + _FIRST - k
     return i - _FIRST
 
-# %% ../../nbs/02_meanshift.ipynb #cell-112
+# %% ../../nbs/02_meanshift.ipynb #cell-114
 def _blur(grid: Tensor, spacing: float) -> Tensor:
     "Apply the Gaussian along every axis of `grid` but the first, one matrix product each."
     for a in range(1, grid.ndim):
@@ -262,7 +262,7 @@ def _blur(grid: Tensor, spacing: float) -> Tensor:
         grid = (grid.reshape(lead, -1) @ G if last else G @ grid.reshape(lead, grid.shape[a], -1)).reshape(grid.shape)
     return grid
 
-# %% ../../nbs/02_meanshift.ipynb #cell-115
+# %% ../../nbs/02_meanshift.ipynb #cell-117
 @njit(cache=True, fastmath=_SAFE)
 def _rows(x, origin, spacing, strides, w, first, weight):
     "Write to `first` and `weight` where the rows of nodes around `x` begin and what they weigh, to `w` the weights within a row; return how many."
@@ -279,7 +279,7 @@ def _rows(x, origin, spacing, strides, w, first, weight):
     for r in range(n): first[r] += i
     return n
 
-# %% ../../nbs/02_meanshift.ipynb #cell-118
+# %% ../../nbs/02_meanshift.ipynb #cell-120
 @njit(cache=True)
 def _by_cell(X, origin, spacing, strides, n_cells):
     "Return the points' order by cell, by counting, and where each cell starts in it."
@@ -331,7 +331,7 @@ def _read(Y, origin, spacing, strides, grid):
                 out[i, f] = total
     return out
 
-# %% ../../nbs/02_meanshift.ipynb #cell-120
+# %% ../../nbs/02_meanshift.ipynb #cell-122
 def _grid_mover(X: np.ndarray, low: np.ndarray, high: np.ndarray, spacing: float) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     "Return a function that moves points between the corners `low` and `high` to the Gaussian mean of `X`, through a grid; lengths in bandwidths."
     origin = low - (_FIRST + 1)*spacing
@@ -348,7 +348,7 @@ def _grid_mover(X: np.ndarray, low: np.ndarray, high: np.ndarray, spacing: float
         with np.errstate(invalid="ignore", divide="ignore"): return origin + sums[:, 1:]/sums[:, :1], sums[:, 0]
     return move
 
-# %% ../../nbs/02_meanshift.ipynb #cell-125
+# %% ../../nbs/02_meanshift.ipynb #cell-127
 _SPACINGS, _MAX_NODES, _MAX_SIDE = (1/12, 1/8, 1/6), 2**23, 1024
 
 def _plan(n_y: int, n_x: int, extent: np.ndarray) -> float | str:
@@ -361,37 +361,42 @@ def _plan(n_y: int, n_x: int, extent: np.ndarray) -> float | str:
             return spacing if cost < n_x*n_y else "near"
     return "near" if n_x*n_y < 2**24 else "split"
 
-# %% ../../nbs/02_meanshift.ipynb #cell-128
-def _mover(Y: np.ndarray, X: np.ndarray, kernel: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+# %% ../../nbs/02_meanshift.ipynb #cell-130
+def _mover(Y: np.ndarray, X: np.ndarray, kernel: str, depth: int = 0) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     "Return a function that moves points that lie where `Y` does to the mean of `X` around them, in the way that suits; lengths in bandwidths."
     if kernel == "tri" or X.shape[1] > 3: return _near_mover(X, kernel)
-    low, high = np.minimum(*_corners(X, Y, 0)), np.maximum(*_corners(X, Y, 1))
+    low, high = _corners(X, Y)
     plan = _plan(len(Y), len(X), high - low)
-    if plan == "split": return partial(_move_halves, X=X)
+    if plan == "split": return partial(_move_halves, X=X, depth=depth)
     return _near_mover(X, kernel) if plan == "near" else _grid_mover(X, low, high, plan)
 
-def _corners(X, Y, which): return [torch.from_numpy(A).aminmax(dim=0)[which].numpy() for A in (X, Y)]
+def _corners(*sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Return the lowest and the highest corner of the box around all points of all sets."
+    ends = [torch.from_numpy(X).aminmax(dim=0) for X in sets]
+    return np.min([e.min.numpy() for e in ends], axis=0), np.max([e.max.numpy() for e in ends], axis=0)
 
-def _move_halves(Y: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _move_halves(Y: np.ndarray, X: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
     "Move the two halves of `Y` one after the other, each by the points of `X` within reach of it."
     low, high = Y.min(0), Y.max(0)
     axis = (high - low).argmax()
-    left, reach = Y[:, axis] <= low[axis]/2 + high[axis]/2, _reach(len(X))
+    cut = np.median(Y[:, axis]) if depth % 2 else low[axis]/2 + high[axis]/2
+    left, reach = Y[:, axis] <= cut, _reach(len(X))
     moved, density = np.empty_like(Y), np.empty(len(Y))
     for part in (left, ~left):
         if not part.any(): continue
         y = Y[part]
         around = X[((X >= y.min(0) - reach) & (X <= y.max(0) + reach)).all(1)]
-        if len(around): moved[part], density[part] = _mover(y, around, "gaussian")(y)
+        if len(around): moved[part], density[part] = _mover(y, around, "gaussian", depth + 1)(y)
         else: moved[part], density[part] = y, 0.
     return moved, density
 
-# %% ../../nbs/02_meanshift.ipynb #cell-132
+# %% ../../nbs/02_meanshift.ipynb #cell-134
 def _spatial_order(X: np.ndarray) -> np.ndarray:
     "Return an order of the points in which neighbours stand close together, by cells 64 to an axis of the first three."
-    low, high = _corners(X[:, :3].copy(), X[:1, :3].copy(), 0)[0], _corners(X[:, :3].copy(), X[:1, :3].copy(), 1)[0]
+    X = X[:, :3]
+    low, high = _corners(X)
     side = 64 if len(low) > 1 else 4096
-    scaled = (X[:, :3] - low)/np.maximum(high - low, np.finfo(float).tiny)*(side*(1 - 1e-9))
+    scaled = (X - low)/np.maximum(high - low, np.finfo(float).tiny)*(side*(1 - 1e-9))
     strides = side**np.arange(len(low))[::-1]
     return _by_cell(scaled, np.zeros(len(low)), 1., strides, side**len(low))[0]
 
@@ -412,7 +417,7 @@ def meanshift(
     out[order] = Y
     return back(out*float(bandwidth))
 
-# %% ../../nbs/02_meanshift.ipynb #cell-148
+# %% ../../nbs/02_meanshift.ipynb #cell-150
 def _climb(seeds: np.ndarray, X: np.ndarray, kernel: str, max_iter: int) -> tuple[np.ndarray, np.ndarray, int]:
     "Move `seeds` uphill on the density of the fixed points `X` until they rest; return where, how dense it is there, and after how many steps."
     at, density, n_iter = seeds.copy(), np.zeros(len(seeds)), 0
@@ -424,7 +429,7 @@ def _climb(seeds: np.ndarray, X: np.ndarray, kernel: str, max_iter: int) -> tupl
         active, n_iter = active[step > 1e-4], n_iter + 1
     return at, density, n_iter
 
-# %% ../../nbs/02_meanshift.ipynb #cell-150
+# %% ../../nbs/02_meanshift.ipynb #cell-152
 def _merge(peaks: np.ndarray, density: np.ndarray) -> np.ndarray:
     "Return the peaks, densest first, without those within a bandwidth (here 1) of a denser one."
     left, centres = peaks[np.argsort(-density, kind="stable")], []
@@ -439,7 +444,7 @@ def _nearest(X: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray
     found = [torch.cdist(x, C, compute_mode="donot_use_mm_for_euclid_dist").min(1) for x in torch.from_numpy(X).split(max(1, 2**20//len(C)))]
     return torch.cat([f.indices for f in found]).numpy(), torch.cat([f.values for f in found]).numpy()
 
-# %% ../../nbs/02_meanshift.ipynb #cell-153
+# %% ../../nbs/02_meanshift.ipynb #cell-155
 def _auto_bandwidth(X: Tensor, kernel: str) -> float:
     "Return the Gaussian (or triangle) that reaches as far as a disc with a tenth of the points in it."
     radius = estimate_bandwidth(X, quantile=0.1, n_samples=2000)
@@ -452,7 +457,7 @@ def _bin_seeds(X: np.ndarray, min_bin_freq: int) -> np.ndarray:
     if not (counts >= min_bin_freq).any(): raise ValueError(f"no cell holds min_bin_freq={min_bin_freq} points; the fullest holds {counts.max()}")
     return cells[counts >= min_bin_freq]
 
-# %% ../../nbs/02_meanshift.ipynb #cell-154
+# %% ../../nbs/02_meanshift.ipynb #cell-156
 class MeanShift:
     "Find clusters as the peaks of a density, with scikit-learn's interface ([Comaniciu and Meer, 2002](https://doi.org/10.1109/34.1000236))."
     def __init__(self,
@@ -511,7 +516,7 @@ class MeanShift:
         "Find the centres and return the labels of the points."
         return self.fit(X).labels_
 
-# %% ../../nbs/02_meanshift.ipynb #cell-164
+# %% ../../nbs/02_meanshift.ipynb #cell-166
 def bench_meanshift(
     rounds: int = 5, # Measurements of each
     n: int = 1_000_000, # Points that we move
@@ -529,7 +534,7 @@ def bench_meanshift(
             f"ours {n:,}": partial(meanshift, many, 2.5)}, reference=reference, rounds=rounds)
     return results
 
-# %% ../../nbs/02_meanshift.ipynb #cell-166
+# %% ../../nbs/02_meanshift.ipynb #cell-168
 def growth_meanshift(
     d: int = 2, # Dimensions
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000), # Numbers of points
