@@ -19,7 +19,7 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "miniai needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11 setup")'
 	@echo "== installing the tested versions into $(VENV) (once, a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 run: setup ## execute the whole book and watch it

@@ -31,8 +31,8 @@ def draw_shift(ax):
     path = [points]
     for _ in range(5): path.append(meanshift(path[-1], 2.5, steps=1))
     path = torch.stack(path).numpy() # (steps, points, 2)
-    ax.plot(path[:, :, 0], path[:, :, 1], lw=0.4, color="C0", alpha=0.25)
-    ax.scatter(*path[0].T, s=2, color="C0")
+    ax.plot(path[:, :, 0], path[:, :, 1], lw=0.5, color="C1", alpha=0.6)
+    ax.scatter(*path[0].T, s=2, color="C0", alpha=0.5)
     ax.scatter(*path[-1].T, s=12, color="C3", zorder=3)
     ax.set_title("let points find their clusters")
 

@@ -30,7 +30,7 @@ def imported(source, module):
             name = ".".join(base + ([node.module] if node.module else []))
             # `from .. import data` names rooms, `from ..data import datasets` a module of a room
             found |= {f"{name}.{a.name}" for a in node.names} if name in ("miniai", "") else {name}
-    return {m for m in found if m.split(".")[0] == "miniai" and m != "miniai"}
+    return {m for m in found if m.split(".")[0] == "miniai" and m != "miniai" and "__" not in m}
 
 def wrong_way(source, module):
     "The imports in `source` that its room does not allow."

@@ -207,7 +207,6 @@ LAYOUTS = {
 
 def _to(t: Tensor, device: str) -> Tensor:
     "Copy `t` to a device with its strides as they are, which `t.to` does not promise."
-    if torch.device(device).type == "cpu": return t
     storage = t.as_strided((t.untyped_storage().nbytes()//t.element_size(),), (1,), 0).to(device)
     return storage.as_strided(t.shape, t.stride(), t.storage_offset())
 

@@ -90,14 +90,6 @@ def kernel_env(
     return env
 
 # %% ../../nbs/00a_runner.ipynb #cell-30
-def _kill_group(
-    group: int | None, # Id of a process group
-) -> None:
-    "Kill what is left of a process group."
-    if not group or not hasattr(os, "killpg"): return
-    try: os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError): pass
-
 @asynccontextmanager
 async def running_kernel(
     nb: Any,               # Notebook node to run
@@ -115,10 +107,8 @@ async def running_kernel(
         yield client
         now = False
     finally:
-        group = getattr(km.provisioner, "pgid", None)
         if client.kc: client.kc.stop_channels()
         if km.has_kernel: await km.shutdown_kernel(now=now)
-        _kill_group(group)
 
 # %% ../../nbs/00a_runner.ipynb #cell-32
 @dataclass
