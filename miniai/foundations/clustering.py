@@ -26,7 +26,7 @@ def kmeans_step(
     moved = [X[labels == j].mean(0) if (labels == j).any() else centers[j] for j in range(len(centers))]
     return labels, np.stack(moved)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-28
+# %% ../../nbs/02a_clustering.ipynb #cell-29
 @njit(cache=True, parallel=True, fastmath={"reassoc", "contract"})
 def _nearer(X, sq_dist, c):
     "For each point the smaller of `sq_dist` and its squared distance from `c`."
@@ -37,7 +37,7 @@ def _nearer(X, sq_dist, c):
         out[i] = min(s, sq_dist[i])
     return out
 
-# %% ../../nbs/02a_clustering.ipynb #cell-31
+# %% ../../nbs/02a_clustering.ipynb #cell-32
 def _generator(random_state) -> np.random.Generator:
     "A NumPy generator made from what the caller has."
     if isinstance(random_state, torch.Generator):
@@ -63,7 +63,7 @@ def kmeans_plusplus(
         chosen.append(i)
     return X[chosen]
 
-# %% ../../nbs/02a_clustering.ipynb #cell-37
+# %% ../../nbs/02a_clustering.ipynb #cell-38
 def _relocate(X, labels, centers, sums, counts):
     "Give each centre without points the point that is farthest from its own centre; changes `sums` and `counts`."
     empty = np.flatnonzero(counts == 0)
@@ -74,14 +74,14 @@ def _relocate(X, labels, centers, sums, counts):
         counts[labels[i]] -= 1
         sums[j], counts[j] = X[i], 1
 
-# %% ../../nbs/02a_clustering.ipynb #cell-41
+# %% ../../nbs/02a_clustering.ipynb #cell-42
 def _clouds(n: int, k: int, seed: int = 0) -> np.ndarray:
     "`n` points in the plane, in `k` clusters of variance 5."
     rng = np.random.default_rng(seed)
     middles = rng.uniform(-35, 35, (k, 2))
     return middles[rng.integers(0, k, n)] + rng.normal(size=(n, 2))*5**0.5
 
-# %% ../../nbs/02a_clustering.ipynb #cell-46
+# %% ../../nbs/02a_clustering.ipynb #cell-47
 BLOCK = 512 # Points in a block; with scores and labels they fit into the first cache
 
 @njit(cache=True, parallel=True)
@@ -96,7 +96,7 @@ def _pack(X, origin):
                 out[b, j, p] = X[i, j] - origin[j] if i < n else 0
     return out
 
-# %% ../../nbs/02a_clustering.ipynb #cell-49
+# %% ../../nbs/02a_clustering.ipynb #cell-50
 _FAST = {"contract", "nnan", "nsz"}
 
 @cache
@@ -125,7 +125,7 @@ def _nearest_kernel(d: int):
                 best[p], label[p] = b, l
     return nearest
 
-# %% ../../nbs/02a_clustering.ipynb #cell-51
+# %% ../../nbs/02a_clustering.ipynb #cell-52
 def _fill_up(C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The centres and half their squared lengths, filled up to a multiple of four."
     k = -(-len(C)//4)*4
@@ -133,7 +133,7 @@ def _fill_up(C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     padded[:len(C)], half[:len(C)] = C, (C**2).sum(1)/2
     return padded, half
 
-# %% ../../nbs/02a_clustering.ipynb #cell-54
+# %% ../../nbs/02a_clustering.ipynb #cell-55
 @njit(cache=True)
 def _add_block(x, label, m, sums, counts):
     "Add the first `m` points of a block to the sums and counts of their centres."
@@ -141,23 +141,23 @@ def _add_block(x, label, m, sums, counts):
         counts[label[p]] += 1
         for j in range(len(x)): sums[label[p], j] += x[j, p]
 
-# %% ../../nbs/02a_clustering.ipynb #cell-56
+# %% ../../nbs/02a_clustering.ipynb #cell-57
 @njit(cache=True)
 def _update_block(x, label, old, m, moved, sums, counts):
-    "Take the points whose label is not the old one from sum to sum; returns how many."
+    "Take the points whose label is not the old one from sum to sum."
     n_moved = 0
     for p in range(m):
         moved[n_moved] = p
         n_moved += label[p] != old[p]
-    for p in moved[:n_moved]:
+    for q in range(n_moved):
+        p = moved[q]
         counts[old[p]] -= 1
         counts[label[p]] += 1
         for j in range(len(x)):
             sums[old[p], j] -= x[j, p]
             sums[label[p], j] += x[j, p]
-    return n_moved
 
-# %% ../../nbs/02a_clustering.ipynb #cell-57
+# %% ../../nbs/02a_clustering.ipynb #cell-58
 @cache
 def _some_kernel(d: int):
     "Make the function that does a step for some blocks in `d` dimensions; returns how many labels changed."
@@ -169,19 +169,27 @@ def _some_kernel(d: int):
         for b in range(first, last):
             x, old, m = blocks[b], labels[b], min(BLOCK, n - b*BLOCK)
             nearest(x, C, half, best, label)
-            if fresh:
-                changed += (label[:m] != old[:m]).sum()
-                _add_block(x, label, m, sums, counts)
-            else: changed += _update_block(x, label, old, m, moved, sums, counts)
-            old[:m] = label[:m]
+            if fresh: _add_block(x, label, m, sums, counts)
+            else: _update_block(x, label, old, m, moved, sums, counts)
+            for p in range(m):
+                changed += old[p] != label[p]
+                old[p] = label[p]
         return changed
     return some
 
-# %% ../../nbs/02a_clustering.ipynb #cell-61
+# %% ../../nbs/02a_clustering.ipynb #cell-62
+@njit(cache=True)
+def _total(parts, out):
+    "Add up what the threads have, (n_threads, m), to (m,)."
+    out[:] = 0
+    for t in range(len(parts)):
+        for i in range(len(out)): out[i] += parts[t, i]
+
 @njit(cache=True)
 def _move(C, half, k, sums, counts):
     "Move the first `k` centres to the means; returns the sum of the squared movements, or -1 if some centre has no points."
-    if (counts[:k] == 0).any(): return -1.
+    for c in range(k):
+        if counts[c] == 0: return -1.
     shift = 0.
     for c in range(k):
         half[c] = 0
@@ -191,29 +199,51 @@ def _move(C, half, k, sums, counts):
             half[c] += C[c, j]*C[c, j]/2
     return shift
 
-# %% ../../nbs/02a_clustering.ipynb #cell-63
+# %% ../../nbs/02a_clustering.ipynb #cell-64
 @cache
-def _steps_kernel(d: int):
-    "Make the function that takes steps of k-means in `d` dimensions, on all threads, until there is a reason to stop."
+def _pass_kernel(d: int):
+    "Make the function that lets all threads do a step for their stretches of blocks in `d` dimensions."
     some = _some_kernel(d)
 
     @njit(cache=True, parallel=True)
-    def steps(blocks, C, half, k, n, labels, T, max_iter, tol):
-        sums, counts = np.zeros((T, len(C), d)), np.zeros((T, len(C)), np.int64)
-        changed, ends = np.ones(T, np.int64), np.arange(T + 1)*len(blocks)//T
-        i, shift = 0, np.inf
-        while i < max_iter and shift > tol and changed.any():
-            for t in prange(T): changed[t] = some(blocks, C, half, n, labels, ends[t], ends[t + 1], sums[t], counts[t], i == 0)
-            i, shift = i + 1, _move(C, half, k, sums.sum(0), counts.sum(0))
+    def one_pass(blocks, C, half, n, labels, sums, counts, changed, fresh):
+        T = len(changed)
+        for t in prange(T):
+            first, last = t*len(blocks)//T, (t + 1)*len(blocks)//T
+            changed[t] = some(blocks, C, half, n, labels, first, last, sums[t], counts[t], fresh)
+    return one_pass
+
+@njit(cache=True, parallel=True)
+def _recount(blocks, n, labels, sums, counts):
+    "Form all sums and counts once more from the labels."
+    T = len(counts)
+    for t in prange(T):
+        sums[t], counts[t] = 0, 0
+        for b in range(t*len(blocks)//T, (t + 1)*len(blocks)//T):
+            _add_block(blocks[b], labels[b], min(BLOCK, n - b*BLOCK), sums[t], counts[t])
+
+@cache
+def _steps_kernel(d: int):
+    "Make the function that takes steps of k-means in `d` dimensions until there is a reason to stop."
+    one_pass = _pass_kernel(d)
+
+    @njit(cache=True)
+    def steps(blocks, C, half, k, n, labels, parts, part_counts, sums, counts, changed, max_iter, tol):
+        i, shift, total = 0, np.inf, 1
+        while i < max_iter and shift > tol and total > 0:
+            one_pass(blocks, C, half, n, labels, parts, part_counts, changed, i == 0)
+            _total(parts.reshape(len(changed), -1), sums.reshape(-1))
+            _total(part_counts, counts)
+            i, shift, total = i + 1, _move(C, half, k, sums, counts), 0
+            for c in changed: total += c
         if i > 1 and shift >= 0:
-            sums[:], counts[:] = 0, 0
-            for t in prange(T):
-                for b in range(ends[t], ends[t + 1]): _add_block(blocks[b], labels[b], min(BLOCK, n - b*BLOCK), sums[t], counts[t])
-            _move(C, half, k, sums.sum(0), counts.sum(0))
-        return i, changed.sum(), shift, sums.sum(0), counts.sum(0)
+            _recount(blocks, n, labels, parts, part_counts)
+            _total(parts.reshape(len(changed), -1), sums.reshape(-1))
+            _move(C, half, k, sums, counts)
+        return i, total, shift
     return steps
 
-# %% ../../nbs/02a_clustering.ipynb #cell-65
+# %% ../../nbs/02a_clustering.ipynb #cell-66
 class _Blocks:
     "Points of few dimensions, packed for steps of k-means."
     def __init__(self, X: np.ndarray, origin: np.ndarray):
@@ -229,11 +259,13 @@ class _Blocks:
 
     def steps(self, centers: np.ndarray, max_iter: int = 1, tol: float = 0.):
         "New centres, steps taken, and of the last step: labels changed, squared movements (-1: an idle centre, nothing moved), sums, counts."
-        (C, half), k = _fill_up(centers), len(centers)
-        i, changed, shift, sums, counts = self.kernel(self.blocks, C, half, k, self.n, self._labels, get_num_threads(), max_iter, float(tol))
-        return C[:k], i, changed, shift, sums[:k], counts[:k]
+        (C, half), k, T = _fill_up(centers), len(centers), get_num_threads()
+        parts, part_counts, changed = np.zeros((T, len(C), self.d)), np.zeros((T, len(C)), np.int64), np.zeros(T, np.int64)
+        sums, counts = np.empty((len(C), self.d)), np.empty(len(C), np.int64)
+        i, total, shift = self.kernel(self.blocks, C, half, k, self.n, self._labels, parts, part_counts, sums, counts, changed, max_iter, float(tol))
+        return C[:k], i, total, shift, sums[:k], counts[:k]
 
-# %% ../../nbs/02a_clustering.ipynb #cell-70
+# %% ../../nbs/02a_clustering.ipynb #cell-71
 @njit(cache=True)
 def _add_rows(X, label, old, sums, counts):
     "Add each row to the sums of its label, remember the label, and count how many differ from the old ones."
@@ -266,7 +298,7 @@ class _Rows:
         moved = (sums/counts[:, None]).astype(centers.dtype)
         return moved, 1, changed, float(((moved - centers)**2).sum()), sums, counts
 
-# %% ../../nbs/02a_clustering.ipynb #cell-73
+# %% ../../nbs/02a_clustering.ipynb #cell-74
 def _lloyd(points, X: np.ndarray, origin: np.ndarray, centers: np.ndarray, max_iter: int, tol: float) -> tuple[np.ndarray, int]:
     "Take turns until no label changes, the centres move by at most `tol` (squared, summed), or `max_iter` is reached."
     points.restart()
@@ -290,7 +322,7 @@ def _inertia(X, centers, labels):
         for j in range(X.shape[1]): total += (X[i, j] - centers[labels[i], j])**2
     return total
 
-# %% ../../nbs/02a_clustering.ipynb #cell-75
+# %% ../../nbs/02a_clustering.ipynb #cell-76
 def _points(X, what: str = "X") -> tuple[np.ndarray, Callable]:
     "`X` as a float32 or float64 array of shape (n, d), and a function that turns results into the kind of `X`."
     array = np.asarray(X.detach().cpu() if isinstance(X, Tensor) else X)
@@ -307,7 +339,7 @@ def _whole(name: str, value, low: int) -> int:
         raise ValueError(f"expected {name} to be a whole number, at least {low}, got {value!r}")
     return int(value)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-77
+# %% ../../nbs/02a_clustering.ipynb #cell-78
 _FEW = 12 # Up to this many dimensions blocks are faster than matrix products
 
 def _packed(X, origin): return (_Blocks if X.shape[1] <= _FEW else _Rows)(X, origin)
@@ -377,7 +409,7 @@ class KMeans:
         points.steps(centers - origin)
         return back(points.labels.copy())
 
-# %% ../../nbs/02a_clustering.ipynb #cell-102
+# %% ../../nbs/02a_clustering.ipynb #cell-104
 def dbscan_dense(
     X: np.ndarray, # The points, (n, d)
     eps: float, # Largest distance of neighbours
@@ -394,7 +426,7 @@ def dbscan_dense(
         labels[cluster & (labels < 0)] = labels.max() + 1
     return labels
 
-# %% ../../nbs/02a_clustering.ipynb #cell-107
+# %% ../../nbs/02a_clustering.ipynb #cell-109
 @njit(cache=True)
 def _sort_by_cell(cell, n_cells):
     "The points in the order of their cells, and where each cell begins in it, (n_cells + 1,)."
@@ -407,7 +439,7 @@ def _sort_by_cell(cell, n_cells):
         free[cell[i]] += 1
     return order, starts
 
-# %% ../../nbs/02a_clustering.ipynb #cell-110
+# %% ../../nbs/02a_clustering.ipynb #cell-112
 def _squeeze(index: np.ndarray, reach: int) -> np.ndarray:
     "Cell numbers along one axis, with all gaps wider than `reach` made equally wide."
     values, where = np.unique(index, return_inverse=True)
@@ -433,7 +465,7 @@ def _cells(X: np.ndarray, eps: float):
     cell = sum((i.astype(np.int64) + reach)*s for i, s in zip(index, strides))
     return cell, math.prod(shape), strides, reach, mates
 
-# %% ../../nbs/02a_clustering.ipynb #cell-113
+# %% ../../nbs/02a_clustering.ipynb #cell-115
 @njit(cache=True)
 def _near(X, i, j, sq_eps):
     "Whether points `i` and `j` are at most eps apart."
@@ -464,13 +496,13 @@ def _core_points(X, cell, starts, rows, reach, mates, sq_eps, min_samples):
         core[i] = mates and starts[c + 1] - starts[c] >= min_samples or _crowded(X, i, c, starts, rows, reach, sq_eps, min_samples)
     return core
 
-# %% ../../nbs/02a_clustering.ipynb #cell-115
+# %% ../../nbs/02a_clustering.ipynb #cell-117
 def _rows(strides: list, reach: int) -> np.ndarray:
     "Differences of cell numbers along all axes but the last, the nearest first."
     steps = sorted(itertools.product(range(-reach, reach + 1), repeat=len(strides) - 1), key=lambda s: sum(a*a for a in s))
     return np.array([sum(a*b for a, b in zip(s, strides)) for s in steps], np.int64)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-118
+# %% ../../nbs/02a_clustering.ipynb #cell-120
 @njit(cache=True)
 def _find(parent, i):
     "The root of `i`; shortens the way for the next time."
@@ -479,7 +511,7 @@ def _find(parent, i):
         i = parent[i]
     return i
 
-# %% ../../nbs/02a_clustering.ipynb #cell-121
+# %% ../../nbs/02a_clustering.ipynb #cell-123
 @njit(cache=True)
 def _touch(X, core, a, b, starts, sq_eps):
     "Whether cells `a` and `b` have core points that are neighbours."
@@ -498,10 +530,9 @@ def _join_cells(X, core, starts, pairs, sq_eps):
             if core[i]: first[c] = i
         for i in range(starts[c], starts[c + 1]):
             if core[i]: parent[i] = first[c]
-    filled = np.flatnonzero(first >= 0)
     for step in pairs:
-        for c in filled:
-            if first[c + step] < 0: continue
+        for c in range(len(first) - step):
+            if first[c] < 0 or first[c + step] < 0: continue
             a, b = _find(parent, first[c]), _find(parent, first[c + step])
             if a != b and _touch(X, core, c, c + step, starts, sq_eps): parent[max(a, b)] = min(a, b)
     return parent
@@ -510,7 +541,8 @@ def _join_cells(X, core, starts, pairs, sq_eps):
 def _join_points(X, core, cell, starts, rows, reach, sq_eps):
     "Join core points that are neighbours, point by point; returns parents."
     parent = np.arange(len(X))
-    for i in np.flatnonzero(core):
+    for i in range(len(X)):
+        if not core[i]: continue
         for r in rows:
             for j in range(max(i + 1, starts[cell[i] + r - reach]), starts[cell[i] + r + reach + 1]):
                 if not core[j]: continue
@@ -518,19 +550,19 @@ def _join_points(X, core, cell, starts, rows, reach, sq_eps):
                 if a != b and _near(X, i, j, sq_eps): parent[max(a, b)] = min(a, b)
     return parent
 
-# %% ../../nbs/02a_clustering.ipynb #cell-122
+# %% ../../nbs/02a_clustering.ipynb #cell-124
 def _pairs(strides: list, reach: int) -> np.ndarray:
     "Differences between the numbers of neighbour cells, each pair once, the nearest first."
     steps = sorted(itertools.product(range(-reach, reach + 1), repeat=len(strides)), key=lambda s: sum(a*a for a in s))
     numbers = [sum(a*b for a, b in zip(s, strides)) for s in steps]
     return np.array([m for m in numbers if m > 0], np.int64)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-125
+# %% ../../nbs/02a_clustering.ipynb #cell-127
 @njit(cache=True)
 def _labels(X, core, cell, starts, rows, reach, sq_eps, parent, order):
     "Labels of the points in their original order."
     place, name, labels, k = np.empty(len(X), np.int64), np.full(len(X), -1), np.full(len(X), -1), 0
-    place[order] = np.arange(len(X))
+    for i in range(len(X)): place[order[i]] = i
     for i in place:
         if core[i]:
             root = _find(parent, i)
@@ -546,7 +578,7 @@ def _labels(X, core, cell, starts, rows, reach, sq_eps, parent, order):
         if lowest < k: labels[order[i]] = lowest
     return labels
 
-# %% ../../nbs/02a_clustering.ipynb #cell-127
+# %% ../../nbs/02a_clustering.ipynb #cell-129
 def _dbscan(X: np.ndarray, eps: float, min_samples: int) -> tuple[np.ndarray, np.ndarray]:
     "Labels, and whether each point is a core point."
     if X.shape[1] == 1: X = np.concatenate([X, np.zeros_like(X)], 1)
@@ -583,7 +615,7 @@ class DBSCAN:
         "Find the clusters, and return for each point the number of its own, -1 for noise."
         return self.fit(X).labels_
 
-# %% ../../nbs/02a_clustering.ipynb #cell-142
+# %% ../../nbs/02a_clustering.ipynb #cell-144
 def hyperplanes(
     d: int, # Coordinates of a point
     n_bits: int, # How many values
@@ -603,7 +635,7 @@ def p_stable(
         return lambda X: np.floor((X @ a.astype(X.dtype) + b)/width).astype(np.int64)
     return family
 
-# %% ../../nbs/02a_clustering.ipynb #cell-150
+# %% ../../nbs/02a_clustering.ipynb #cell-152
 @njit(cache=True, fastmath={"reassoc", "contract"})
 def _sq_dist(x, y):
     "Squared distance of two points, added up in any order."
@@ -638,7 +670,7 @@ def _search(X, Q, order, first, last, k, n_threads):
             looked[q] = _nearest_in_runs(X, Q[q], order, first[q], last[q], stamp, q, sq_dist[q], index[q])
     return sq_dist, index, looked
 
-# %% ../../nbs/02a_clustering.ipynb #cell-152
+# %% ../../nbs/02a_clustering.ipynb #cell-154
 class LSH:
     "Find near neighbours in tables of random codes ([Indyk and Motwani, 1998](https://doi.org/10.1145/276698.276876))."
     def __init__(self,
@@ -688,7 +720,7 @@ class LSH:
         sq_dist, index, self.n_candidates_ = _search(self._X, Q, self._order[:L], first, last, k, get_num_threads())
         return self._back(np.sqrt(sq_dist)), self._back(index)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-164
+# %% ../../nbs/02a_clustering.ipynb #cell-166
 def bench_cluster(
     quick: bool = False, # Only the small problems, in few rounds
 ) -> dict: # Title to `Comparison`

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CACHED', 'HOST_TILE', 'K_BLOCK', 'N_BLOCK', 'A_STRIDE', 'PANEL_GAP', 'A_START', 'TILE_START', 'WORKSPACE',
-           'four_rows', 'Tile', 'host_tile', 'address', 'copy16', 'register_tile', 'pack_panels', 'copy_strip',
-           'build_kernel', 'split_result', 'choose_tile', 'matmul_plain', 'matmul_tiled']
+           'BENCH_SHAPES', 'four_rows', 'Tile', 'host_tile', 'address', 'copy16', 'register_tile', 'pack_panels',
+           'copy_strip', 'build_kernel', 'split_result', 'choose_tile', 'matmul_plain', 'matmul_tiled', 'bench_matmul']
 
 # %% ../../nbs/01b_tiled.ipynb #cell-2
 import os
@@ -134,7 +134,8 @@ class _Emitter:
         kind = ir.FunctionType(ir.VoidType(), [byte_pointer] + [_INT32]*3)
         f = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
         read, second_level, data = (ir.Constant(_INT32, i) for i in (0, 2, 1))
-        self.builder.call(f, [self.builder.bitcast(pointer, byte_pointer), read, second_level, data])
+        args = [self.builder.bitcast(pointer, byte_pointer), read, second_level, data]
+        self.builder.call(f, args, attrs=("convergent",)) # keeps LLVM from unrolling the loop, which costs registers
 
 # %% ../../nbs/01b_tiled.ipynb #cell-34
 @intrinsic
@@ -443,3 +444,18 @@ def matmul_tiled(
     elif tile is None: matmul_plain(x, y, out, _workshop.workers())
     else: _workshop.multiply(_flat(x), _flat(y), out, *choose_tile(tile, n))
     return c
+
+# %% ../../nbs/01b_tiled.ipynb #cell-85
+BENCH_SHAPES = ((256,)*3, (512,)*3, (1024,)*3, (2048,)*3, (50_000, 784, 10), (64, 784, 50), (64, 1024, 1024))
+
+def bench_matmul(
+    sizes: Sequence[tuple[int, int, int]] = BENCH_SHAPES, # Problems: rows of a, columns of a, columns of b
+    rounds: int = 15, # Rounds per problem
+) -> dict[str, Comparison]: # Title to comparison; PyTorch is the reference
+    "Compare `matmul_tiled` with PyTorch's `@`, on the threads that PyTorch uses."
+    results, generator = {}, torch.Generator().manual_seed(0)
+    for m, k, n in sizes:
+        a, b = torch.rand(m, k, generator=generator), torch.randn(k, n, generator=generator)
+        functions = {"torch": partial(torch.mm, a, b), "matmul_tiled": partial(matmul_tiled, a, b)}
+        results[f"{m} x {k} by {k} x {n}"] = compare(functions, reference="torch", rounds=rounds)
+    return results
