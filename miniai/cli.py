@@ -24,10 +24,7 @@ def _words(value: Any) -> list[str]:
     if isinstance(value, (list, tuple)): return [w for v in value for w in _words(v)]
     return [w for w in str(value).split(",") if w]
 
-#
-# Two more of the kind: an option that wants a folder must not take a lone `--html`, which Fire reads as `True`, and one that wants a number must not take a word.
-
-# %% ../nbs/90_cli.ipynb #cell-10
+# %% ../nbs/90_cli.ipynb #cell-11
 def _folder(option: str, value: Any) -> str | None:
     "A folder's name, None when empty."
     if isinstance(value, bool): raise ValueError(f"--{option} wants a folder, as in --{option} pages")
@@ -39,14 +36,14 @@ def _number(option: str, value: Any, least: float) -> float:
         raise ValueError(f"--{option} wants a number of at least {least:g}, got {value!r}")
     return value
 
-# %% ../nbs/90_cli.ipynb #cell-15
+# %% ../nbs/90_cli.ipynb #cell-16
 class Job:
     "Work that was understood and is still to be done."
     def __init__(self,
         do: Callable[[], int], # Does the work and returns the exit status
     ): self._do = do
 
-# %% ../nbs/90_cli.ipynb #cell-17
+# %% ../nbs/90_cli.ipynb #cell-18
 BENCHMARKS = { # Name to the module and function that measure it
     "matmul": ("miniai.foundations.tiled", "bench_matmul"),
     "cluster": ("miniai.foundations.clustering", "bench_cluster"),
@@ -68,7 +65,7 @@ def run_bench(
     for path in save_benchmark(results, Path(out)/name): print(f"saved {path}")
     return 0
 
-# %% ../nbs/90_cli.ipynb #cell-18
+# %% ../nbs/90_cli.ipynb #cell-19
 class Commands:
     "Deep learning from matrix multiplication to Stable Diffusion: run the book, and measure it."
 
@@ -101,7 +98,7 @@ class Commands:
         "Print the version of the library."
         return Job(lambda: print(f"miniai {__version__}") or 0)
 
-# %% ../nbs/90_cli.ipynb #cell-22
+# %% ../nbs/90_cli.ipynb #cell-23
 COMMANDS = ("run", "bench", "version")
 
 def _complaint(argv: list[str], error: str) -> str:
@@ -126,7 +123,7 @@ def understand(
     if not isinstance(job, Job): raise ValueError(f"cannot understand {' '.join(argv)!r}; see `miniai --help`")
     return job
 
-# %% ../nbs/90_cli.ipynb #cell-26
+# %% ../nbs/90_cli.ipynb #cell-27
 def main(
     argv: list[str] | None = None, # The words after `miniai`; those of the process when None
 ) -> int:
