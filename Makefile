@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The chapters run in their own folder, so a relative data folder is made absolute here.
+# The chapters run in their own folder, so relative folders are made absolute here.
 ifneq ($(strip $(MINIAI_DATA)),)
 export MINIAI_DATA := $(abspath $(MINIAI_DATA))
+endif
+ifneq ($(strip $(MINIAI_HOME)),)
+export MINIAI_HOME := $(abspath $(MINIAI_HOME))
 endif
 
 .PHONY: help setup run test bench export docs clean

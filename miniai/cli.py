@@ -9,6 +9,8 @@ __all__ = ['BENCHMARKS', 'COMMANDS', 'Job', 'run_bench', 'Commands', 'understand
 import contextlib
 import importlib
 import io
+import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,13 +29,18 @@ def _words(value: Any) -> list[str]:
 # %% ../nbs/90_cli.ipynb #cell-11
 def _folder(option: str, value: Any) -> str | None:
     "A folder's name, None when empty."
-    if isinstance(value, bool): raise ValueError(f"--{option} wants a folder, as in --{option} pages")
+    if isinstance(value, bool): raise ValueError(f"--{option} wants a folder, as in --{option} FOLDER")
     return str(value) or None
 
-def _number(option: str, value: Any, least: float) -> float:
-    "A number that is at least `least`."
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-        raise ValueError(f"--{option} wants a number of at least {least:g}, got {value!r}")
+def _number(option: str, value: Any, least: float, kinds: tuple[type, ...] = (int, float)) -> float:
+    "A number of one of these kinds that is at least `least`."
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < math.inf:
+        raise ValueError(f"--{option} wants a {'' if float in kinds else 'whole '}number of at least {least:g}, got {value!r}")
+    return value
+
+def _switch(option: str, value: Any) -> bool:
+    "True or False; any other value was meant for something else."
+    if not isinstance(value, bool): raise ValueError(f"--{option} takes no value, got {value!r}; chapters come before the options")
     return value
 
 # %% ../nbs/90_cli.ipynb #cell-16
@@ -55,6 +62,8 @@ def run_bench(
     out: str | Path = "bench", # Folder for `NAME.json` and `NAME.png`
 ) -> int:
     "Measure, print a table per comparison, and keep the numbers and a plot; returns 0."
+    Path(out).mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK): raise PermissionError(f"cannot write into {out}")
     from miniai.tools.timing import machine, save_benchmark
     module, function = BENCHMARKS[name]
     measure = getattr(importlib.import_module(module), function)
@@ -80,19 +89,21 @@ class Commands:
     ) -> Job:
         "Execute chapters, each in a fresh process, with a live line per chapter and a closing table."
         from miniai.tools.runner import find_chapters, parse_flags, resolve, run_chapters
-        names, options = _words(chapters), {"flags": _words(flags), "nbs": nbs or None, "html": _folder("html", html)}
+        names, options = _words(chapters), {"flags": _words(flags), "nbs": _folder("nbs", nbs), "html": _folder("html", html)}
         resolve(names, find_chapters(options["nbs"])), parse_flags(options["flags"]) # Complain before any work
-        options |= {"save": save, "timeout": _number("timeout", timeout, 0.001), "workers": int(_number("workers", workers, 0)) or None}
+        options |= {"save": _switch("save", save), "timeout": _number("timeout", timeout, 0.001), "workers": _number("workers", workers, 0, (int,)) or None}
         def do(): return 0 if all(r.status == "passed" for r in run_chapters(names, **options)) else 1
         return Job(do)
 
     def bench(self,
         name: str, # matmul, cluster or backprop
+        *,
         out: str = "bench", # Folder for the numbers (JSON) and the plot
     ) -> Job:
         "Measure a part of the library beside its rivals; prints tables, saves JSON and a plot."
-        if name not in BENCHMARKS: raise ValueError(f"no benchmark {name!r}; there is: {', '.join(BENCHMARKS)}")
-        return Job(lambda: run_bench(name, _folder("out", out)))
+        name, folder = str(name), _folder("out", out)
+        if name not in BENCHMARKS: raise ValueError(f"no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
+        return Job(lambda: run_bench(name, folder or "."))
 
     def version(self) -> Job:
         "Print the version of the library."
@@ -105,14 +116,15 @@ def _complaint(argv: list[str], error: str) -> str:
     "Fire's error as one line: what was not understood, and where to read on."
     error = error.replace("Could not consume arg:", "cannot understand").rstrip(".")
     error = error.replace("The function received no value for the required argument:", "missing:")
-    return f"{error}; see `miniai {argv[0]} --help`"
+    return f"{error}; see `miniai {argv[0] + ' ' if argv[0] in COMMANDS else ''}--help`"
 
 def understand(
     argv: list[str], # The words after `miniai`
 ) -> Job:
     "The job that the words describe; `ValueError` with one line when they describe none."
+    if argv == ["--version"]: argv = ["version"] # as people type it
     if not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        raise ValueError(f"no command {argv[0]!r}; there is: {', '.join(COMMANDS)}")
+        raise ValueError(f"no command {argv[0]!r}; there are: {', '.join(COMMANDS)}")
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -124,19 +136,18 @@ def understand(
     return job
 
 # %% ../nbs/90_cli.ipynb #cell-27
+def _say(what: Any, status: int) -> int:
+    print(f"miniai: {what}", file=sys.stderr)
+    return status
+
 def main(
     argv: list[str] | None = None, # The words after `miniai`; those of the process when None
 ) -> int:
     "The command `miniai`; returns the exit status."
     argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    try: job = understand(argv)
-    except (ValueError, ImportError) as e:
-        print(f"miniai: {e}", file=sys.stderr)
-        return 2
-    try: return job._do()
-    except (OSError, ImportError) as e:
-        print(f"miniai: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("miniai: interrupted", file=sys.stderr)
-        return 130
+    try:
+        try: job = understand(argv)
+        except (ValueError, ImportError) as e: return _say(e, 2)
+        try: return job._do()
+        except (OSError, ImportError) as e: return _say(e, 1)
+    except KeyboardInterrupt: return _say("interrupted", 130)

@@ -57,8 +57,9 @@ def pytested(*args):
         status, text = sh(BIN/"pytest", *args, "-p", "no:cacheprovider", f"--junitxml={tmp}/report.xml", timeout=CHAPTER_SECONDS)
         report = Path(tmp)/"report.xml"
         cases = ET.parse(report).iter("testcase") if report.exists() else []
-        rows = [(f"{c.get('classname')}.{c.get('name')}", next((p.text or "" for p in c if p.tag in ("failure", "error")), "")) for c in cases]
-    return rows if rows else [("pytest", text or "no test ran")]
+        rows = [(f"{c.get('classname')}.{c.get('name')}", next((p.text or p.get("message") or "it failed" for p in c if p.tag in ("failure", "error")), "")) for c in cases]
+    if rows and (status == 0 or any(problem for _, problem in rows)): return rows
+    return [*rows, ("pytest", text or "no test ran")]
 
 def house(): return pytested("tests/test_house.py")
 
@@ -91,7 +92,7 @@ def main():
     for title, stage in STAGES.items():
         print(f"== {title}", flush=True)
         start = time.time()
-        rows = stage()
+        rows = stage() or [(title, "there was nothing to check")]
         bad = [(name, problem) for name, problem in rows if problem]
         for name, problem in bad: print(f"-- FAILED: {name}\n{problem.rstrip()}")
         print(f"   {len(rows) - len(bad)} of {len(rows)} hold, {time.time() - start:.1f} s", flush=True)

@@ -731,7 +731,7 @@ def bench_cluster(
     from sklearn.utils._testing import ignore_warnings
     from miniai.foundations.meanshift import bench_meanshift
     from miniai.tools.timing import compare
-    results = dict(bench_meanshift(**(dict(rounds=2, n=50_000, n_reference=4_000) if quick else {})))
+    results = {}
     for n, k in itertools.product((24_000,) if quick else (24_000, 1_000_000), (6, 25, 100)):
         X = _clouds(n, k)
         args = dict(n_clusters=k, init=X[np.random.default_rng(1).choice(n, k, replace=False)], max_iter=20, tol=0)
@@ -743,4 +743,4 @@ def bench_cluster(
         X, theirs, ours = _clouds(n, 6), sk.DBSCAN(n_jobs=-1), DBSCAN()
         results[f"DBSCAN, {n:,} points"] = compare({"scikit-learn": lambda: theirs.fit(X), "ours": lambda: ours.fit(X)}, rounds=3 if quick else 5)
         if not np.array_equal(ours.labels_, theirs.labels_): raise RuntimeError("the labels differ")
-    return results
+    return results | bench_meanshift(**(dict(rounds=2, n=50_000, n_reference=4_000) if quick else dict(rounds=3)))

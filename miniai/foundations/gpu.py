@@ -8,7 +8,7 @@ __all__ = ['MAX_BLOCKS_DOWN', 'LAYOUTS', 'matmul_cell', 'launch_kernel', 'grid_f
 
 # %% ../../nbs/01c_gpu.ipynb #cell-4
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import product
 import numba
@@ -79,7 +79,7 @@ def tiled_cell(
     a: np.ndarray, # Left matrix, (n, k)
     b: np.ndarray, # Right matrix, (k, m)
     c: np.ndarray, # Result, (n, m); at most one number in it is overwritten
-):
+) -> Iterator[None]: # Yields where the thread waits
     "Kernel: compute one cell of the product from tiles that the block's threads load together; `yield` waits for all of them."
     (n, k), m = a.shape, b.shape[1]
     tile_a, tile_b = shared

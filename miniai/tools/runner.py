@@ -136,6 +136,11 @@ class ChapterResult:
         worst = max(self.cells, key=self.cells.get)
         return f"cell {worst}: {self.cells[worst]:.1f} s"
 
+    @property
+    def left_out(self) -> str:
+        "How many cells were left out, and why."
+        return ", ".join(f"{n} {why}" for why, n in sorted(self.skipped.items()))
+
     def prepare(self, nb: Any, flags: Iterable[str]) -> None:
         "Read the title and count the cells that will run and those that will not."
         self.title = next((c.source.splitlines()[0].lstrip("# ") for c in nb.cells if c.source.startswith("# ")), self.name)
@@ -144,7 +149,8 @@ class ChapterResult:
         self.n_cells = len(code) - self.skipped.total()
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.status}, {len(self.cells)}/{self.n_cells} cells, {self.seconds:.1f} s"
+        left_out = f", left out: {self.left_out}" if self.skipped else ""
+        return f"{self.name}: {self.status}, {len(self.cells)}/{self.n_cells} cells, {self.seconds:.1f} s{left_out}"
 
 # %% ../../nbs/00a_runner.ipynb #cell-34
 @dataclass
@@ -341,18 +347,19 @@ def run_notebook(
     "Run one notebook silently; the result says how it went."
     if timeout is not None and not timeout > 0: raise ValueError(f"timeout must be more than 0 seconds, got {timeout}")
     if not Path(path).is_file(): raise ValueError(f"there is no notebook {str(path)!r}")
-    result = ChapterResult(Path(path).resolve())
-    watch(Crew([result], Plan(parse_flags(flags), save, None, timeout, os.cpu_count() or 1), 1), lambda news: None)
+    result, flags = ChapterResult(Path(path).resolve()), parse_flags(flags)
+    if "cuda" in flags and not has_gpu(): flags.remove("cuda") # the result lists these cells as left out
+    watch(Crew([result], Plan(flags, save, None, timeout, os.cpu_count() or 1), 1), lambda news: None)
     return result
 
-# %% ../../nbs/00a_runner.ipynb #cell-57
+# %% ../../nbs/00a_runner.ipynb #cell-59
 def strip_ansi(
     text: str, # Text for a terminal
 ) -> str:
     "Take colours and other terminal codes out of a text."
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
-# %% ../../nbs/00a_runner.ipynb #cell-72
+# %% ../../nbs/00a_runner.ipynb #cell-74
 class Board:
     "A line per chapter, rewritten in place in a terminal, and a closing table."
     def __init__(self,
@@ -395,7 +402,7 @@ class Board:
         self.erase()
         self.write("\n" + summary(self.results, time.perf_counter() - self.start))
 
-# %% ../../nbs/00a_runner.ipynb #cell-73
+# %% ../../nbs/00a_runner.ipynb #cell-75
 def summary(
     results: list[ChapterResult], # What was run
     seconds: float,               # How long all of it took
@@ -403,15 +410,14 @@ def summary(
     "Put results into a table."
     rows = [("chapter", "cells", "time", "slowest cell", "left out", "status")]
     for r in results:
-        left_out = ", ".join(f"{n} {why}" for why, n in sorted(r.skipped.items())) or "-"
-        rows.append((r.name, f"{len(r.cells)}/{r.n_cells}", f"{r.seconds:.1f} s", r.slowest, left_out, r.status))
+        rows.append((r.name, f"{len(r.cells)}/{r.n_cells}", f"{r.seconds:.1f} s", r.slowest, r.left_out or "-", r.status))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(f"{value:<{w}}" for value, w in zip(row, widths)).rstrip() for row in rows]
     states = Counter(r.status for r in results)
     total = ", ".join(f"{states[s]} {s}" for s in ("passed", "failed", "stopped", "waiting") if states[s] or s in ("passed", "failed"))
     return "\n".join([lines[0], "-"*max(map(len, lines)), *lines[1:], "", f"{total}, {seconds:.1f} s in all"])
 
-# %% ../../nbs/00a_runner.ipynb #cell-79
+# %% ../../nbs/00a_runner.ipynb #cell-81
 def find_chapters(
     nbs: str | Path | None = None, # Folder of the notebooks, None to look for it
 ) -> list[Path]: # In the order of the book
@@ -441,7 +447,7 @@ def resolve(
         raise ValueError(f"no chapter {name!r}; {hint}there are: {', '.join(p.stem for p in chapters)}")
     return list(dict.fromkeys(find(str(n)) for n in names)) or chapters
 
-# %% ../../nbs/00a_runner.ipynb #cell-83
+# %% ../../nbs/00a_runner.ipynb #cell-85
 def make_plan(
     flags: set[str],       # From `parse_flags`
     save: bool,            # Write outputs back
@@ -457,11 +463,12 @@ def make_plan(
     if html:
         html = Path(html).resolve()
         html.mkdir(parents=True, exist_ok=True)
+        if not os.access(html, os.W_OK): raise PermissionError(f"cannot write into {html}")
     cores = os.cpu_count() or 1
     workers = min(n_chapters, workers or (1 if save else max(2, cores//2)))
     return Plan(flags, bool(save), html or None, timeout, max(1, cores//workers)), workers
 
-# %% ../../nbs/00a_runner.ipynb #cell-84
+# %% ../../nbs/00a_runner.ipynb #cell-86
 def run_chapters(
     names: str | Path | Iterable[str | Path] | None = None, # `01_matmul`, `01`, `matmul` or a path; None for all
     nbs: str | Path | None = None,   # Folder of the chapters, None to look for it
@@ -482,7 +489,7 @@ def run_chapters(
     if plan.html: write_contents(results, plan.html)
     return results
 
-# %% ../../nbs/00a_runner.ipynb #cell-98
+# %% ../../nbs/00a_runner.ipynb #cell-100
 def main(
     path: str,             # A notebook
     flags: str = "",       # Cells with these flags run too: slow, cuda or slow,cuda
