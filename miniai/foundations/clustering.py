@@ -260,8 +260,9 @@ class _Blocks:
     def steps(self, centers: np.ndarray, max_iter: int = 1, tol: float = 0.):
         "New centres, steps taken, and of the last step: labels changed, squared movements (-1: an idle centre, nothing moved), sums, counts."
         (C, half), k, T = _fill_up(centers), len(centers), get_num_threads()
-        parts, part_counts, changed = np.zeros((T, len(C), self.d)), np.zeros((T, len(C)), np.int64), np.zeros(T, np.int64)
-        sums, counts = np.empty((len(C), self.d)), np.empty(len(C), np.int64)
+        rows = len(C) + 16 # so that no two threads write to the same 64 bytes, which would make each wait for the other
+        parts, part_counts, changed = np.zeros((T, rows, self.d)), np.zeros((T, rows), np.int64), np.zeros(T, np.int64)
+        sums, counts = np.empty((rows, self.d)), np.empty(rows, np.int64)
         i, total, shift = self.kernel(self.blocks, C, half, k, self.n, self._labels, parts, part_counts, sums, counts, changed, max_iter, float(tol))
         return C[:k], i, total, shift, sums[:k], counts[:k]
 

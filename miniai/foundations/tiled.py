@@ -384,6 +384,7 @@ class _Workshop:
 _workshop = _Workshop()
 
 # %% ../../nbs/01b_tiled.ipynb #cell-61
+@lru_cache
 def choose_tile(
     tile: Tile, # The tile for large matrices
     n: int, # Columns of the result
