@@ -299,7 +299,7 @@ class _Rows:
         moved = (sums/counts[:, None]).astype(centers.dtype)
         return moved, 1, changed, float(((moved - centers)**2).sum()), sums, counts
 
-# %% ../../nbs/02a_clustering.ipynb #cell-74
+# %% ../../nbs/02a_clustering.ipynb #cell-76
 def _lloyd(points, X: np.ndarray, origin: np.ndarray, centers: np.ndarray, max_iter: int, tol: float) -> tuple[np.ndarray, int]:
     "Take turns until no label changes, the centres move by at most `tol` (squared, summed), or `max_iter` is reached."
     points.restart()
@@ -323,7 +323,7 @@ def _inertia(X, centers, labels):
         for j in range(X.shape[1]): total += (X[i, j] - centers[labels[i], j])**2
     return total
 
-# %% ../../nbs/02a_clustering.ipynb #cell-76
+# %% ../../nbs/02a_clustering.ipynb #cell-78
 def _points(X, what: str = "X") -> tuple[np.ndarray, Callable]:
     "`X` as a float32 or float64 array of shape (n, d), and a function that turns results into the kind of `X`."
     array = np.asarray(X.detach().cpu() if isinstance(X, Tensor) else X)
@@ -340,7 +340,7 @@ def _whole(name: str, value, low: int) -> int:
         raise ValueError(f"expected {name} to be a whole number, at least {low}, got {value!r}")
     return int(value)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-78
+# %% ../../nbs/02a_clustering.ipynb #cell-80
 _FEW = 12 # Up to this many dimensions blocks are faster than matrix products
 
 def _packed(X, origin): return (_Blocks if X.shape[1] <= _FEW else _Rows)(X, origin)
@@ -410,7 +410,7 @@ class KMeans:
         points.steps(centers - origin)
         return back(points.labels.copy())
 
-# %% ../../nbs/02a_clustering.ipynb #cell-104
+# %% ../../nbs/02a_clustering.ipynb #cell-106
 def dbscan_dense(
     X: np.ndarray, # The points, (n, d)
     eps: float, # Largest distance of neighbours
@@ -427,7 +427,7 @@ def dbscan_dense(
         labels[cluster & (labels < 0)] = labels.max() + 1
     return labels
 
-# %% ../../nbs/02a_clustering.ipynb #cell-109
+# %% ../../nbs/02a_clustering.ipynb #cell-111
 @njit(cache=True)
 def _sort_by_cell(cell, n_cells):
     "The points in the order of their cells, and where each cell begins in it, (n_cells + 1,)."
@@ -440,7 +440,7 @@ def _sort_by_cell(cell, n_cells):
         free[cell[i]] += 1
     return order, starts
 
-# %% ../../nbs/02a_clustering.ipynb #cell-112
+# %% ../../nbs/02a_clustering.ipynb #cell-114
 def _squeeze(index: np.ndarray, reach: int) -> np.ndarray:
     "Cell numbers along one axis, with all gaps wider than `reach` made equally wide."
     values, where = np.unique(index, return_inverse=True)
@@ -466,7 +466,7 @@ def _cells(X: np.ndarray, eps: float):
     cell = sum((i.astype(np.int64) + reach)*s for i, s in zip(index, strides))
     return cell, math.prod(shape), strides, reach, mates
 
-# %% ../../nbs/02a_clustering.ipynb #cell-115
+# %% ../../nbs/02a_clustering.ipynb #cell-117
 @njit(cache=True)
 def _near(X, i, j, sq_eps):
     "Whether points `i` and `j` are at most eps apart."
@@ -497,13 +497,13 @@ def _core_points(X, cell, starts, rows, reach, mates, sq_eps, min_samples):
         core[i] = mates and starts[c + 1] - starts[c] >= min_samples or _crowded(X, i, c, starts, rows, reach, sq_eps, min_samples)
     return core
 
-# %% ../../nbs/02a_clustering.ipynb #cell-117
+# %% ../../nbs/02a_clustering.ipynb #cell-119
 def _rows(strides: list, reach: int) -> np.ndarray:
     "Differences of cell numbers along all axes but the last, the nearest first."
     steps = sorted(itertools.product(range(-reach, reach + 1), repeat=len(strides) - 1), key=lambda s: sum(a*a for a in s))
     return np.array([sum(a*b for a, b in zip(s, strides)) for s in steps], np.int64)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-120
+# %% ../../nbs/02a_clustering.ipynb #cell-122
 @njit(cache=True)
 def _find(parent, i):
     "The root of `i`; shortens the way for the next time."
@@ -512,7 +512,7 @@ def _find(parent, i):
         i = parent[i]
     return i
 
-# %% ../../nbs/02a_clustering.ipynb #cell-123
+# %% ../../nbs/02a_clustering.ipynb #cell-125
 @njit(cache=True)
 def _touch(X, core, a, b, starts, sq_eps):
     "Whether cells `a` and `b` have core points that are neighbours."
@@ -551,14 +551,14 @@ def _join_points(X, core, cell, starts, rows, reach, sq_eps):
                 if a != b and _near(X, i, j, sq_eps): parent[max(a, b)] = min(a, b)
     return parent
 
-# %% ../../nbs/02a_clustering.ipynb #cell-124
+# %% ../../nbs/02a_clustering.ipynb #cell-126
 def _pairs(strides: list, reach: int) -> np.ndarray:
     "Differences between the numbers of neighbour cells, each pair once, the nearest first."
     steps = sorted(itertools.product(range(-reach, reach + 1), repeat=len(strides)), key=lambda s: sum(a*a for a in s))
     numbers = [sum(a*b for a, b in zip(s, strides)) for s in steps]
     return np.array([m for m in numbers if m > 0], np.int64)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-127
+# %% ../../nbs/02a_clustering.ipynb #cell-129
 @njit(cache=True)
 def _labels(X, core, cell, starts, rows, reach, sq_eps, parent, order):
     "Labels of the points in their original order."
@@ -579,7 +579,7 @@ def _labels(X, core, cell, starts, rows, reach, sq_eps, parent, order):
         if lowest < k: labels[order[i]] = lowest
     return labels
 
-# %% ../../nbs/02a_clustering.ipynb #cell-129
+# %% ../../nbs/02a_clustering.ipynb #cell-131
 def _dbscan(X: np.ndarray, eps: float, min_samples: int) -> tuple[np.ndarray, np.ndarray]:
     "Labels, and whether each point is a core point."
     if X.shape[1] == 1: X = np.concatenate([X, np.zeros_like(X)], 1)
@@ -616,7 +616,7 @@ class DBSCAN:
         "Find the clusters, and return for each point the number of its own, -1 for noise."
         return self.fit(X).labels_
 
-# %% ../../nbs/02a_clustering.ipynb #cell-144
+# %% ../../nbs/02a_clustering.ipynb #cell-146
 def hyperplanes(
     d: int, # Coordinates of a point
     n_bits: int, # How many values
@@ -636,7 +636,7 @@ def p_stable(
         return lambda X: np.floor((X @ a.astype(X.dtype) + b)/width).astype(np.int64)
     return family
 
-# %% ../../nbs/02a_clustering.ipynb #cell-152
+# %% ../../nbs/02a_clustering.ipynb #cell-154
 @njit(cache=True, fastmath={"reassoc", "contract"})
 def _sq_dist(x, y):
     "Squared distance of two points, added up in any order."
@@ -671,7 +671,7 @@ def _search(X, Q, order, first, last, k, n_threads):
             looked[q] = _nearest_in_runs(X, Q[q], order, first[q], last[q], stamp, q, sq_dist[q], index[q])
     return sq_dist, index, looked
 
-# %% ../../nbs/02a_clustering.ipynb #cell-154
+# %% ../../nbs/02a_clustering.ipynb #cell-156
 class LSH:
     "Find near neighbours in tables of random codes ([Indyk and Motwani, 1998](https://doi.org/10.1145/276698.276876))."
     def __init__(self,
@@ -713,7 +713,7 @@ class LSH:
         Q, _ = _points(X)
         if Q.shape[1] != self.n_features_in_: raise ValueError(f"expected points with {self.n_features_in_} coordinates, as in fit, got {Q.shape[1]}")
         k = _whole("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors, 1)
-        L = min(_whole("n_tables", n_tables or self.n_tables, 1), self.n_tables)
+        L = min(_whole("n_tables", self.n_tables if n_tables is None else n_tables, 1), self.n_tables)
         if k > len(self._X): raise ValueError(f"expected n_neighbors of at most {len(self._X)}, the number of points, got {k}")
         Q = Q.astype(self._X.dtype)
         keys = self._keys(Q)
@@ -721,7 +721,7 @@ class LSH:
         sq_dist, index, self.n_candidates_ = _search(self._X, Q, self._order[:L], first, last, k, get_num_threads())
         return self._back(np.sqrt(sq_dist)), self._back(index)
 
-# %% ../../nbs/02a_clustering.ipynb #cell-166
+# %% ../../nbs/02a_clustering.ipynb #cell-170
 def bench_cluster(
     quick: bool = False, # Only the small problems, in few rounds
 ) -> dict: # Title to `Comparison`
