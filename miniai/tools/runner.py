@@ -305,7 +305,8 @@ class Crew:
         "Make sure that everything is at an end: kill what still runs, and wait until it is gone."
         self.plan.stop.set()
         if self.thread.is_alive():
-            for task in self.tasks: self.loop.call_soon_threadsafe(task.cancel)
+            with suppress(RuntimeError): # the loop may have ended by itself a moment ago, and nothing is left to cancel
+                for task in self.tasks: self.loop.call_soon_threadsafe(task.cancel)
         if self.thread.ident: self.thread.join()
 
 # %% ../../nbs/00a_runner.ipynb #cell-51
