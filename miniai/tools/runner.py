@@ -13,7 +13,7 @@ __all__ = ['FLAGS', 'need', 'directives', 'why_skipped', 'parse_flags', 'has_gpu
 import asyncio, difflib, html as markup, importlib, logging, os, queue, re, shutil, signal, subprocess, sys, threading, time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
