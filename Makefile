@@ -35,6 +35,8 @@ bench: setup ## the benchmarks, side by side with their rivals; tables, JSON and
 	@$(BIN)/miniai bench matmul
 	@$(BIN)/miniai bench cluster
 	@$(BIN)/miniai bench backprop
+	@$(BIN)/miniai bench loaders
+	@$(BIN)/miniai bench learner
 
 export: setup ## after changing a chapter: write the package anew and clean the notebooks
 	@$(BIN)/nbdev_export

@@ -55,6 +55,8 @@ BENCHMARKS = { # Name to the module and function that measure it
     "matmul": ("miniai.foundations.tiled", "bench_matmul"),
     "cluster": ("miniai.foundations.clustering", "bench_cluster"),
     "backprop": ("miniai.foundations.layers", "bench_backprop"),
+    "loaders": ("miniai.training.batches", "bench_loaders"),
+    "learner": ("miniai.training.learner", "bench_learner"),
 }
 
 def run_bench(
@@ -96,7 +98,7 @@ class Commands:
         return Job(do)
 
     def bench(self,
-        name: str, # matmul, cluster or backprop
+        name: str, # matmul, cluster, backprop, loaders or learner
         *,
         out: str = "bench", # Folder for the numbers (JSON) and the plot
     ) -> Job:

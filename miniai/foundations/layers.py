@@ -21,8 +21,8 @@ def numeric_grad(
     x: Tensor, # Where; floating point of any shape, left unchanged
     h: float | None = None, # Step, relative to the larger of 1 and each element's size; None takes the cube root of the rounding error
 ) -> Tensor:
-    "The gradient of `f` at `x` by central differences, one element at a time: slow, and a judge of all faster ways."
-    if not x.is_floating_point(): raise ValueError(f"expected a floating point tensor, got {x.dtype}")
+    "The gradient of `f` at `x`, in the shape of `x`, by central differences, one element at a time: slow, and a judge of all faster ways."
+    if not (isinstance(x, Tensor) and x.is_floating_point()): raise ValueError(f"expected a floating point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     h = torch.finfo(x.dtype).eps**(1/3) if h is None else h
     if not h > 0: raise ValueError(f"expected a step above 0, got {h}")
     flat = x.detach().reshape(-1)
@@ -31,30 +31,36 @@ def numeric_grad(
         up, down = flat.clone(), flat.clone()
         up[i] += h*max(1., abs(v))
         down[i] -= h*max(1., abs(v))
+        step = (up[i] - down[i]).item() # what is really stepped, after rounding
+        if not 0 < step < float("inf"): raise ValueError(f"expected a number that a step can change, got {v} with a relative step of {h:g}")
         rise = torch.as_tensor(f(up.view(x.shape)) - f(down.view(x.shape)))
         if rise.numel() != 1: raise ValueError(f"expected f to give a single number, got shape {tuple(rise.shape)}")
-        slopes[i] = rise.item()/(up[i] - down[i]) # what was really stepped, after rounding
+        slopes[i] = rise.item()/step
     return slopes.view(x.shape)
 
-# %% ../../nbs/03_backprop.ipynb #cell-81
+# %% ../../nbs/03_backprop.ipynb #cell-83
 class Module:
-    "A layer: `forward` computes, `bwd` sends gradients back, and a call remembers what went in and out."
+    "A layer: `forward` computes, `bwd` sends gradients back, and a call that succeeds remembers what went in and out."
     args: tuple = () # What the last call was given
     out: Tensor | None = None # What it gave; the layer after this one fills in `out.g`
 
+    @torch.no_grad()
     def __call__(self, *args):
-        self.args = args
-        self.out = self.forward(*args)
-        self.out.g = None
-        return self.out
+        self.args, self.out = (), None # after a refused call there is no way back
+        out = self.forward(*args)
+        if any(out is arg for arg in args): out = out.view_as(out) # the mark is for our output, not for the caller's data
+        out.g = None
+        self.args, self.out = args, out
+        return out
 
     def forward(self, *args): raise NotImplementedError(f"{type(self).__name__} does not say how to go forward")
     def bwd(self, out, *args): raise NotImplementedError(f"{type(self).__name__} does not say how to go back")
 
+    @torch.no_grad()
     def backward(self):
-        "Fill in `g` of the inputs and parameters from `out.g`."
+        "Fill in `g` of the inputs and parameters from `out.g`; a ValueError says which of both is missing: a forward, or that gradient."
         name = type(self).__name__
-        if self.out is None: raise ValueError(f"{name} was never called: expected a forward before the backward")
+        if self.out is None: raise ValueError(f"{name} has nothing to go back from: expected a successful call before the backward")
         if self.out.g is None: raise ValueError(f"no gradient has arrived at {name}: expected the backward of what follows it first")
         self.bwd(self.out, *self.args)
 
@@ -68,22 +74,28 @@ class Loss(Module):
         if self.out is not None: self.out.g = torch.ones_like(self.out)
         super().backward()
 
-# %% ../../nbs/03_backprop.ipynb #cell-83
+# %% ../../nbs/03_backprop.ipynb #cell-85
 def _expect(ok: bool, what: str, **tensors: Tensor) -> None:
-    "Raise a ValueError that says what was expected and which shapes came."
-    if not ok: raise ValueError(f"expected {what}, got " + ", ".join(f"{k} {tuple(t.shape)}" for k, t in tensors.items()))
+    "Raise a ValueError that says what was expected, and which shapes and types came."
+    if ok: return
+    came = (f"{k} {tuple(t.shape)} {str(t.dtype)[6:]}" if isinstance(t, Tensor) else f"{k} of type {type(t).__name__}" for k, t in tensors.items())
+    raise ValueError(f"expected {what}, got " + ", ".join(came))
+
+def _floats(*tensors: Tensor) -> bool:
+    "Whether all are tensors of one floating point type."
+    return all(isinstance(t, Tensor) and t.is_floating_point() and t.dtype == tensors[0].dtype for t in tensors)
 
 class Linear(Module):
-    "Compute `inp @ w + b`."
+    "Compute `inp @ w + b` for rows of inputs (n, n_in); other shapes and types are a ValueError."
     def __init__(self,
-        w: Tensor, # Weights, (n_in, n_out)
-        b: Tensor, # Bias, (n_out,)
+        w: Tensor, # Weights, (n_in, n_out), floating point
+        b: Tensor, # Bias, (n_out,), of the same type
     ):
-        _expect(w.ndim == 2 and b.shape == w.shape[1:], "w (n_in, n_out) and b (n_out,)", w=w, b=b)
+        _expect(_floats(w, b) and w.ndim == 2 and b.shape == w.shape[1:], "w (n_in, n_out) and b (n_out,) of one floating point type", w=w, b=b)
         self.w, self.b = w, b
 
     def forward(self, inp: Tensor) -> Tensor:
-        _expect(inp.ndim == 2 and inp.shape[1] == len(self.w), f"rows of {len(self.w)} numbers", inp=inp)
+        _expect(_floats(inp, self.w) and inp.ndim == 2 and inp.shape[1] == len(self.w), f"rows of {len(self.w)} numbers of type {str(self.w.dtype)[6:]}", inp=inp)
         return torch.addmm(self.b, inp, self.w)
 
     def bwd(self, out: Tensor, inp: Tensor) -> None:
@@ -95,31 +107,40 @@ class Linear(Module):
 
 class Relu(Module):
     "Keep what is positive, turn the rest to zero."
-    def forward(self, inp: Tensor) -> Tensor: return inp.clamp_min(0.)
+    def forward(self, inp: Tensor) -> Tensor:
+        _expect(_floats(inp), "floating point numbers", inp=inp)
+        return inp.clamp_min(0.)
+
     def bwd(self, out: Tensor, inp: Tensor) -> None:
-        if hasattr(inp, "g"): inp.g = out.g*(inp > 0)
+        if hasattr(inp, "g"): inp.g = out.g*(inp > 0) # for finite numbers; `torch.where` would also do for others, and takes longer
 
 class Mse(Loss):
-    "Mean squared error of a column of outputs."
+    "Mean squared error of a column of outputs; other shapes and types are a ValueError."
     def forward(self,
-        inp: Tensor, # Outputs, (n, 1)
-        targ: Tensor, # Wanted, (n,)
+        inp: Tensor, # Outputs, (n, 1), floating point
+        targ: Tensor, # Wanted, (n,), of the same type
     ) -> Tensor:
-        _expect(len(inp) > 0 and inp.shape == (len(inp), 1) and targ.shape == (len(inp),), "inp (n, 1) and targ (n,) with n > 0", inp=inp, targ=targ)
+        _expect(_floats(inp, targ) and inp.shape == (inp.numel(), 1) and targ.shape == inp.shape[:1] and targ.numel() > 0,
+                "inp (n, 1) and targ (n,) with n > 0, of one floating point type", inp=inp, targ=targ)
         return (inp[:, 0] - targ).square().mean()
 
     def bwd(self, out: Tensor, inp: Tensor, targ: Tensor) -> None:
         if hasattr(inp, "g"): inp.g = (inp[:, 0] - targ)[:, None]*(out.g*2/len(inp))
 
-# %% ../../nbs/03_backprop.ipynb #cell-89
+# %% ../../nbs/03_backprop.ipynb #cell-95
 class Model:
-    "Layers in a row, and a loss at the end."
+    "Layers in a row, and a loss at the end; no layers, or one of them or a parameter twice, are a ValueError."
     def __init__(self,
         layers: Sequence[Module], # In the order of the forward pass, at least one
         loss: Loss, # Takes the last layer's output and the targets
     ):
-        if not layers: raise ValueError("expected at least one layer, got none")
+        if isinstance(layers, Module): raise ValueError(f"expected a list of layers, got a single {type(layers).__name__}")
         self.layers, self.loss = list(layers), loss
+        if not self.layers: raise ValueError("expected at least one layer, got none")
+        first = {} # the position of each layer and parameter, by identity
+        for i, layer in enumerate(self.layers):
+            for thing in (layer, *layer.parameters()):
+                if first.setdefault(id(thing), i) != i: raise ValueError(f"expected each layer and parameter once, got the same {type(thing).__name__} in layers {first[id(thing)]} and {i}")
 
     def predict(self,
         x: Tensor, # A batch, as the first layer takes it
@@ -139,28 +160,29 @@ class Model:
         "The parameters of all layers."
         return [p for layer in self.layers for p in layer.parameters()]
 
-# %% ../../nbs/03_backprop.ipynb #cell-105
+# %% ../../nbs/03_backprop.ipynb #cell-111
 def log_softmax(
-    logits: Tensor, # (n, n_classes)
+    logits: Tensor, # (n, n_classes), floating point
 ) -> Tensor:
-    "The logarithm of each row's softmax, by the log-sum-exp trick."
-    _expect(logits.ndim == 2 and logits.shape[1] > 0, "logits (n, n_classes) with at least one class", logits=logits)
+    "The logarithm of each row's softmax, (n, n_classes), by the log-sum-exp trick; other shapes and types are a ValueError."
+    _expect(_floats(logits) and logits.ndim == 2 and logits.shape[1] > 0, "floating point logits (n, n_classes) with at least one class", logits=logits)
     shifted = logits - logits.amax(1, keepdim=True)
     return shifted - shifted.exp().sum(1, keepdim=True).log()
 
-# %% ../../nbs/03_backprop.ipynb #cell-111
+# %% ../../nbs/03_backprop.ipynb #cell-117
 class CrossEntropy(Loss):
-    "Minus the mean log-probability of the right class, from logits."
+    "Minus the mean log-probability of the right class, from logits; other shapes, types and labels are a ValueError."
     def forward(self,
-        logits: Tensor, # (n, n_classes)
+        logits: Tensor, # (n, n_classes), floating point
         targ: Tensor, # Labels from 0 to n_classes - 1, integers, (n,)
     ) -> Tensor:
-        _expect(logits.ndim == 2 and targ.shape == logits.shape[:1] and targ.numel() > 0, "logits (n, n_classes) and targ (n,) with n > 0", logits=logits, targ=targ)
-        if targ.is_floating_point() or targ.dtype == torch.bool: raise ValueError(f"expected integer labels, got {targ.dtype}")
-        low, high = (int(v) for v in targ.aminmax())
+        log_p = log_softmax(logits)
+        _expect(isinstance(targ, Tensor) and targ.shape == logits.shape[:1] and targ.numel() > 0, "logits (n, n_classes) and targ (n,) with n > 0", logits=logits, targ=targ)
+        if targ.is_floating_point() or targ.is_complex() or targ.dtype == torch.bool: raise ValueError(f"expected integer labels, got {targ.dtype}")
+        low, high = (int(v) for v in targ.long().aminmax())
         if low < 0 or high >= logits.shape[1]: raise ValueError(f"expected labels from 0 to {logits.shape[1] - 1}, got labels from {low} to {high}")
-        self.log_p, self.rows = log_softmax(logits), torch.arange(len(targ), device=logits.device)
-        return -self.log_p[self.rows, targ.long()].mean()
+        self.log_p, self.rows = log_p, torch.arange(len(targ), device=logits.device)
+        return -log_p[self.rows, targ.long()].mean()
 
     def bwd(self, out: Tensor, logits: Tensor, targ: Tensor) -> None:
         if not hasattr(logits, "g"): return
@@ -168,16 +190,17 @@ class CrossEntropy(Loss):
         grad[self.rows, targ.long()] -= 1
         logits.g = grad*(out.g/len(targ))
 
-# %% ../../nbs/03_backprop.ipynb #cell-135
+# %% ../../nbs/03_backprop.ipynb #cell-143
 def grads_in_blocks(
     model: Model, # Its loss must be a mean over rows
     x: Tensor, # All rows, (n, n_in)
     targ: Tensor, # Targets, (n, ...)
-    size: int = 2000, # Rows in a block, as many as the processor's cache holds
+    size: int = 2000, # Rows in a block, at least 1, as many as the processor's cache holds
 ) -> Tensor:
     "Loss and every parameter's `g`, as one forward and backward would give them, from one block of rows after the other."
-    _expect(len(x) == len(targ) and len(x) > 0, "as many targets as rows, at least one", x=x, targ=targ)
-    if size < 1: raise ValueError(f"expected at least one row in a block, got {size}")
+    both = isinstance(x, Tensor) and isinstance(targ, Tensor)
+    _expect(both and x.ndim > 0 and x.shape[:1] == targ.shape[:1] and len(x) > 0, "as many targets as rows, at least one", x=x, targ=targ)
+    if not isinstance(size, int) or size < 1: raise ValueError(f"expected a whole number of rows in a block, at least 1, got {size!r}")
     params = model.parameters()
     loss, sums = 0., [torch.zeros_like(p) for p in params]
     for x_block, targ_block in zip(x.split(size), targ.split(size)):
@@ -188,7 +211,7 @@ def grads_in_blocks(
     for p, total in zip(params, sums): p.g = total
     return loss
 
-# %% ../../nbs/03_backprop.ipynb #cell-139
+# %% ../../nbs/03_backprop.ipynb #cell-147
 def _twins(n_in: int, n_hidden: int, n_out: int, loss: Loss, g: torch.Generator) -> tuple[Model, nn.Sequential]:
     "The same two-layer network, of our layers and of PyTorch's."
     w1, b1 = torch.randn(n_in, n_hidden, generator=g)*(2/n_in)**0.5, torch.zeros(n_hidden)

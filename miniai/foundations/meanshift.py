@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['plot_data', 'gaussian', 'one_update', 'tri', 'meanshift_dense', 'silverman_bandwidth', 'estimate_bandwidth',
-           'six_clusters', 'meanshift', 'MeanShift', 'bench_meanshift', 'growth_meanshift', 'accuracy_meanshift']
+           'six_clusters', 'meanshift', 'MeanShift', 'growth_meanshift', 'step_errors', 'final_error',
+           'bench_meanshift']
 
 # %% ../../nbs/02_meanshift.ipynb #cell-2
 import math
 import numbers
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from numba import njit, prange
 from torch import Tensor
+from ..tools.timing import compare, time_call
 
 # %% ../../nbs/02_meanshift.ipynb #cell-9
 def plot_data(
@@ -23,12 +26,13 @@ def plot_data(
     data,         # The points, cluster after cluster, (n_clusters*n_samples, 2)
     n_samples: int, # Points in each cluster
     ax=None,      # Matplotlib axes to draw on, by default new ones
+    s: float = 1, # Size of a point
 ) -> plt.Axes:
     "Draw each run of `n_samples` points in a colour of its own, with its centre as a cross."
     if ax is None: _, ax = plt.subplots(figsize=(4, 4))
     for i, centroid in enumerate(centroids):
         samples = data[i*n_samples:(i + 1)*n_samples]
-        ax.scatter(samples[:, 0], samples[:, 1], s=1)
+        ax.scatter(samples[:, 0], samples[:, 1], s=s)
         ax.plot(*centroid, markersize=10, marker="x", color="k", mew=5)
         ax.plot(*centroid, markersize=5, marker="x", color="m", mew=2)
     return ax
@@ -39,6 +43,7 @@ def gaussian(
     bw: float, # Bandwidth: the standard deviation of the bell
 ) -> Tensor:
     "Weigh distances `d` with the density of a normal distribution of standard deviation `bw`."
+    if not bw > 0: raise ValueError(f"expected a positive bandwidth, got {bw!r}")
     return torch.exp(-0.5*(d/bw)**2)/(bw*math.sqrt(2*math.pi))
 
 # %% ../../nbs/02_meanshift.ipynb #cell-35
@@ -47,6 +52,7 @@ def one_update(
     weight: Callable[[Tensor], Tensor] = partial(gaussian, bw=2.5), # Kernel: distances to weights
 ) -> Tensor: # Their new positions, (n, d)
     "Move every point to the weighted mean of all points, one at a time ([Fukunaga and Hostetler, 1975](https://doi.org/10.1109/TIT.1975.1055330))."
+    if not X.is_floating_point(): raise ValueError(f"expected points in floating point, since means are fractions, got {X.dtype}")
     moved = torch.empty_like(X)
     for i, x in enumerate(X):
         dist = ((x - X)**2).sum(1).sqrt()                  # (n,)
@@ -60,82 +66,109 @@ def tri(
     i: float,  # Distance at which the weight reaches zero
 ) -> Tensor:
     "Weigh distances `d` with a triangle that is 1 at distance 0 and 0 from distance `i` on."
+    if not i > 0: raise ValueError(f"expected a positive width i, got {i!r}")
     return (i - d).clamp_min(0)/i
 
 # %% ../../nbs/02_meanshift.ipynb #cell-67
 _KERNELS = ("gaussian", "tri")
 
-def _check(X, bandwidth, kernel: str):
-    "Return the points as a float64 tensor, and a function that turns results into what came in; refuse what cannot be moved."
-    T = X if isinstance(X, Tensor) else torch.from_numpy(np.array(X, dtype=np.float64))
+def _whole(name: str, value, low: int) -> int:
+    "Return `value` if it is a whole number from `low` on."
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value != int(value) or value < low:
+        raise ValueError(f"expected {name} of at least {low}, a whole number, got {value!r}")
+    return int(value)
+
+def _points(X, limit: float = math.inf):
+    "Return the points as a float64 tensor, and a function that turns results into what came in."
+    if not isinstance(X, Tensor): X = np.asarray(X)
+    if torch.is_complex(X) if isinstance(X, Tensor) else np.iscomplexobj(X): raise ValueError(f"expected real numbers, got {X.dtype}")
+    T = X.detach().double() if isinstance(X, Tensor) else torch.from_numpy(np.array(X, dtype=np.float64))
     if T.ndim != 2 or 0 in T.shape: raise ValueError(f"expected points of shape (n, d) with n and d at least 1, got shape {tuple(T.shape)}")
-    if T.is_complex(): raise ValueError(f"expected real numbers, got {T.dtype}")
     if not torch.isfinite(T).all(): raise ValueError("expected finite numbers, got NaN or infinity in X")
-    if kernel not in _KERNELS: raise ValueError(f"expected one of the kernels {', '.join(_KERNELS)}, got {kernel!r}")
-    if not isinstance(bandwidth, numbers.Real) or not 0 < bandwidth < math.inf:
-        raise ValueError(f"expected a bandwidth that is one number, positive and finite, got {bandwidth!r}")
-    if not T.double().abs().max() < 1e300*float(bandwidth): raise ValueError(f"the bandwidth {bandwidth!r} is too small for coordinates of this size")
+    if not T.abs().max() <= limit: raise ValueError(f"expected coordinates up to {limit:.0e}, got {T.abs().max():.3g}; larger ones need a bandwidth of your own")
     if isinstance(X, Tensor):
         dtype = X.dtype if X.is_floating_point() else torch.get_default_dtype()
-        return X.detach().double(), lambda out: torch.as_tensor(out).to(device=X.device, dtype=dtype)
-    kind = np.asarray(X).dtype
-    return T, lambda out: np.asarray(out).astype(kind if kind.kind == "f" else np.float64)
+        return T, lambda out: torch.as_tensor(out).to(device=X.device, dtype=dtype)
+    return T, lambda out: np.asarray(out).astype(X.dtype if X.dtype.kind == "f" else np.float64)
 
+def _check_kernel(kernel):
+    "Refuse what is not the name of a kernel."
+    if not isinstance(kernel, str) or kernel not in _KERNELS: raise ValueError(f"expected one of the kernels {', '.join(_KERNELS)}, got {kernel!r}")
+
+def _check(X, bandwidth, kernel: str):
+    "Return what `_points` returns; refuse also a kernel or a bandwidth with which these points cannot be moved."
+    T, back = _points(X)
+    _check_kernel(kernel)
+    if not isinstance(bandwidth, numbers.Real) or not 0 < bandwidth < math.inf:
+        raise ValueError(f"expected a bandwidth that is one number, positive and finite, got {bandwidth!r}")
+    if not T.abs().max() < 1e300*float(bandwidth): raise ValueError(f"the bandwidth {bandwidth!r} is too small for coordinates of this size")
+    return T, back
+
+# %% ../../nbs/02_meanshift.ipynb #cell-69
 def meanshift_dense(
     X,                 # The points, (n, d), numpy array or tensor
     bandwidth: float,  # `bw` of the Gaussian, `i` of the triangle, in the unit of `X`
     steps: int = 5,    # How many updates
     kernel: str = "gaussian", # "gaussian" or "tri"
-    batch: int | None = None, # Points moved in one operation; by default what fits into 2 MiB
-): # The moved points, as the kind of array that came in
-    "Move all points `steps` times at once, each time weighing every pair of points."
+    batch: int | None = None, # Points moved in one operation; by default what fits into 2 MiB, or 512 MiB on a GPU
+): # The moved points, (n, d), as the kind of array that came in
+    "Move all points `steps` times at once, each time weighing every pair of points, in float64."
     X, back = _check(X, bandwidth, kernel)
-    weight = partial(gaussian, bw=bandwidth) if kernel == "gaussian" else partial(tri, i=bandwidth)
+    steps = _whole("steps", steps, 0)
+    room = 2**18 if X.device.type == "cpu" else 2**26 # numbers in one array
+    batch = max(1, room//len(X)) if batch is None else _whole("batch", batch, 1)
+    weight = partial(gaussian, bw=1.) if kernel == "gaussian" else partial(tri, i=1.)
+    X = X/float(bandwidth)
     middle = X.mean(0)
     X = X - middle
-    batch = batch or max(1, 2**18//len(X))
     for _ in range(steps):
         moved = []
         for x in X.split(batch):
             w = weight(torch.cdist(x, X, compute_mode="donot_use_mm_for_euclid_dist")) # (batch, n)
             moved.append(w @ X/w.sum(1, keepdim=True))                                 # (batch, d)
         X = torch.cat(moved)
-    return back(X + middle)
+    return back((X + middle)*float(bandwidth))
 
-# %% ../../nbs/02_meanshift.ipynb #cell-78
+# %% ../../nbs/02_meanshift.ipynb #cell-81
 def silverman_bandwidth(
     X, # The points, (n, d), numpy array or tensor, at least 2
 ) -> float:
     "Return the bandwidth that suits one normal cloud ([Silverman, 1986](https://doi.org/10.1201/9781315140919), equation 4.14)."
-    X, _ = _check(X, 1., "gaussian")
+    X, _ = _points(X, 1e150)
     if len(X) < 2: raise ValueError(f"expected at least 2 points, got {len(X)}")
     n, d = X.shape
     return X.var(0).mean().sqrt().item()*(4/((d + 2)*n))**(1/(d + 4))
 
-# %% ../../nbs/02_meanshift.ipynb #cell-81
+# %% ../../nbs/02_meanshift.ipynb #cell-84
+def _generator(random_state) -> np.random.Generator:
+    "Return a generator of NumPy's for a seed, a generator of NumPy's or PyTorch's, or None."
+    if isinstance(random_state, torch.Generator): random_state = torch.randint(2**62, (1,), generator=random_state, device=random_state.device).item()
+    if isinstance(random_state, np.random.RandomState): random_state = random_state.randint(2**31)
+    if random_state is None or isinstance(random_state, np.random.Generator): return np.random.default_rng(random_state)
+    return np.random.default_rng(_whole("random_state", random_state, 0))
+
 def estimate_bandwidth(
     X,                     # The points, (n, d), numpy array or tensor
     quantile: float = 0.3, # Share of the points that a radius should hold, in (0, 1]
     n_samples: int | None = None, # Estimate from that many points, drawn at random; by default from all
-    random_state: int = 0, # Seed of the draw
+    random_state: int | np.random.Generator | np.random.RandomState | torch.Generator | None = 0, # Seed or generator of the draw
 ) -> float:
     "Return the mean distance from a point to its `quantile*n`-th nearest, itself counted, as scikit-learn's function of the same name."
-    X, _ = _check(X, 1., "gaussian")
-    if not 0 < quantile <= 1: raise ValueError(f"expected a quantile in (0, 1], got {quantile!r}")
+    X, _ = _points(X, 1e150)
+    if not isinstance(quantile, numbers.Real) or not 0 < quantile <= 1: raise ValueError(f"expected a quantile in (0, 1], got {quantile!r}")
     if n_samples is not None:
-        if n_samples < 1: raise ValueError(f"expected n_samples of at least 1, got {n_samples!r}")
-        pick = np.random.default_rng(random_state).permutation(len(X))[:n_samples]
+        pick = _generator(random_state).permutation(len(X))[:_whole("n_samples", n_samples, 1)]
         X = X[torch.from_numpy(pick).to(X.device)]
     k = max(1, int(len(X)*quantile))
     radii = [torch.cdist(x, X, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(k, dim=1).values for x in X.split(max(1, 2**18//len(X)))]
     return torch.cat(radii).mean().item()
 
-# %% ../../nbs/02_meanshift.ipynb #cell-90
+# %% ../../nbs/02_meanshift.ipynb #cell-93
 def _reach(n: int) -> float:
     "Return the distance, in bandwidths, beyond which `n` Gaussian weights sum to at most 1e-8."
     return math.sqrt(2*math.log(1e8*n))
 
-# %% ../../nbs/02_meanshift.ipynb #cell-93
+# %% ../../nbs/02_meanshift.ipynb #cell-96
 @njit(cache=True)
 def _leaves(X, size):
     "Return an order in which points stand box by box, and where each box starts ([Bentley, 1975](https://doi.org/10.1145/361002.361007))."
@@ -158,17 +191,18 @@ def _leaves(X, size):
         todo.append((lo, mid))
     return order, np.array(starts)
 
-# %% ../../nbs/02_meanshift.ipynb #cell-97
+# %% ../../nbs/02_meanshift.ipynb #cell-100
 _SAFE = {"reassoc", "contract", "nsz"} # liberties with rounding, none with infinities
 
 @njit(cache=True, fastmath=_SAFE)
 def _exp(x):
-    "Return e**x for x from -80 to 0, to 11 digits."
+    "Return e**x for x from -80 to 0: to 11 digits down to -32, to 6 at the end, where it is 1e-35."
     y = x/64
     e = 1 + y*(1 + y/2*(1 + y/3*(1 + y/4*(1 + y/5*(1 + y/6*(1 + y/7*(1 + y/8*(1 + y/9*(1 + y/10*(1 + y/11*(1 + y/12)))))))))))
     e *= e; e *= e; e *= e; e *= e; e *= e; e *= e
     return e
 
+# %% ../../nbs/02_meanshift.ipynb #cell-102
 @njit(cache=True, fastmath=_SAFE)
 def _add_box(y, X, lo, hi, reach, triangle, q, total):
     "Add to `total` the weights that point `y` gives to points `lo:hi` of `X` (d, n), and the weighted differences; `q` is scratch."
@@ -185,6 +219,7 @@ def _add_box(y, X, lo, hi, reach, triangle, q, total):
         for j in range(hi - lo): s += q[j]*(X[a, lo + j] - y[a])
         total[a + 1] += s
 
+# %% ../../nbs/02_meanshift.ipynb #cell-106
 @njit(cache=True)
 def _boxes(X, starts):
     "Return the lowest and highest corner of every box of points."
@@ -209,7 +244,7 @@ def _near_sums(Y, y_starts, y_lo, y_hi, X, x_starts, x_lo, x_hi, reach, triangle
                 _add_box(Y[i], X, x_starts[c], x_starts[c + 1], reach, triangle, q, out[i])
     return out
 
-# %% ../../nbs/02_meanshift.ipynb #cell-99
+# %% ../../nbs/02_meanshift.ipynb #cell-108
 def _near_mover(X: np.ndarray, kernel: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     "Return a function that moves points to the mean of those of `X` around them, by looking at near boxes; lengths in bandwidths."
     order, starts = _leaves(X, 48)
@@ -223,7 +258,7 @@ def _near_mover(X: np.ndarray, kernel: str) -> Callable[[np.ndarray], tuple[np.n
         with np.errstate(invalid="ignore"): return Y + sums[:, 1:]/sums[:, :1], sums[:, 0]
     return move
 
-# %% ../../nbs/02_meanshift.ipynb #cell-102
+# %% ../../nbs/02_meanshift.ipynb #cell-111
 def six_clusters(
     n: int,        # Points in all
     d: int = 2,    # Dimensions
@@ -234,7 +269,7 @@ def six_clusters(
     centres = rng.random((6, d))*70 - 35
     return centres[rng.integers(0, 6, n)] + rng.normal(size=(n, d))*math.sqrt(5)
 
-# %% ../../nbs/02_meanshift.ipynb #cell-105
+# %% ../../nbs/02_meanshift.ipynb #cell-114
 _NODES = 6             # nodes per axis around a point
 _FIRST = 2             # how many of them stand left of the cell the point is in
 _SCALE = np.array([1/math.prod(k - m for m in range(_NODES) if m != k) for k in range(_NODES)])
@@ -252,7 +287,7 @@ def _locate(u, w):
         right *= t + _FIRST - k
     return i - _FIRST
 
-# %% ../../nbs/02_meanshift.ipynb #cell-114
+# %% ../../nbs/02_meanshift.ipynb #cell-123
 def _blur(grid: Tensor, spacing: float) -> Tensor:
     "Apply the Gaussian along every axis of `grid` but the first, one matrix product each."
     for a in range(1, grid.ndim):
@@ -262,7 +297,7 @@ def _blur(grid: Tensor, spacing: float) -> Tensor:
         grid = (grid.reshape(lead, -1) @ G if last else G @ grid.reshape(lead, grid.shape[a], -1)).reshape(grid.shape)
     return grid
 
-# %% ../../nbs/02_meanshift.ipynb #cell-117
+# %% ../../nbs/02_meanshift.ipynb #cell-126
 @njit(cache=True, fastmath=_SAFE)
 def _rows(x, origin, spacing, strides, w, first, weight):
     "Write to `first` and `weight` where the rows of nodes around `x` begin and what they weigh, to `w` the weights within a row; return how many."
@@ -279,7 +314,7 @@ def _rows(x, origin, spacing, strides, w, first, weight):
     for r in range(n): first[r] += i
     return n
 
-# %% ../../nbs/02_meanshift.ipynb #cell-120
+# %% ../../nbs/02_meanshift.ipynb #cell-130
 @njit(cache=True)
 def _by_cell(X, origin, spacing, strides, n_cells):
     "Return the points' order by cell, by counting, and where each cell starts in it."
@@ -296,6 +331,7 @@ def _by_cell(X, origin, spacing, strides, n_cells):
         at[cells[i]] += 1
     return order, starts
 
+# %% ../../nbs/02_meanshift.ipynb #cell-133
 @njit(parallel=True, cache=True, fastmath=_SAFE)
 def _spread(X, order, bands, origin, spacing, strides, grid):
     "Add count and coordinates of every point to the nodes around it; `grid` is (1 + d, nodes)."
@@ -313,6 +349,7 @@ def _spread(X, order, bands, origin, spacing, strides, grid):
                             row, v = grid[f, first[r]:first[r] + _NODES], value*weight[r]
                             for k in range(_NODES): row[k] += v*w[k]
 
+# %% ../../nbs/02_meanshift.ipynb #cell-135
 @njit(parallel=True, cache=True, fastmath=_SAFE)
 def _read(Y, origin, spacing, strides, grid):
     "Return the values of `grid` (fields, nodes) at the points `Y` (n, d)."
@@ -331,9 +368,9 @@ def _read(Y, origin, spacing, strides, grid):
                 out[i, f] = total
     return out
 
-# %% ../../nbs/02_meanshift.ipynb #cell-122
-def _grid_mover(X: np.ndarray, low: np.ndarray, high: np.ndarray, spacing: float) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    "Return a function that moves points between the corners `low` and `high` to the Gaussian mean of `X`, through a grid; lengths in bandwidths."
+# %% ../../nbs/02_meanshift.ipynb #cell-137
+def _spread_out(X: np.ndarray, low: np.ndarray, high: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    "Return corner and strides of a grid from `low` to `high`, and the grid (1 + d, *shape) with counts and coordinates of `X`."
     origin = low - (_FIRST + 1)*spacing
     shape = ((high - origin)/spacing).astype(np.int64) + _NODES
     strides = np.array([math.prod(shape[a + 1:]) for a in range(len(shape))], dtype=np.int64)
@@ -342,14 +379,35 @@ def _grid_mover(X: np.ndarray, low: np.ndarray, high: np.ndarray, spacing: float
     bands = starts[np.minimum(np.arange(0, shape[0] + width, width), shape[0])*strides[0]]
     grid = np.zeros((1 + len(shape), math.prod(shape)))
     _spread(X, order, bands, origin, spacing, strides, grid)
-    blurred = _blur(torch.from_numpy(grid).reshape(-1, *shape), spacing).reshape(grid.shape).numpy()
+    return origin, strides, torch.from_numpy(grid).reshape(-1, *shape)
+
+def _grid_mover(X: np.ndarray, low: np.ndarray, high: np.ndarray, spacing: float) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    "Return a function that moves points between the corners `low` and `high` to the Gaussian mean of `X`, through a grid; lengths in bandwidths."
+    origin, strides, grid = _spread_out(X, low, high, spacing)
+    blurred = _blur(grid, spacing).flatten(1).numpy()
     def move(Y):
         sums = _read(Y, origin, spacing, strides, blurred)
         with np.errstate(invalid="ignore", divide="ignore"): return origin + sums[:, 1:]/sums[:, :1], sums[:, 0]
     return move
 
-# %% ../../nbs/02_meanshift.ipynb #cell-127
-_SPACINGS, _MAX_NODES, _MAX_SIDE = (1/12, 1/8, 1/6), 2**23, 1024
+# %% ../../nbs/02_meanshift.ipynb #cell-146
+_WIDER, _CROWD = 1.2, 2.5 # width of the second look, and the ratio from which on a crowd is suspected
+
+def _careful_mover(X: np.ndarray, low: np.ndarray, high: np.ndarray, spacing: float) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    "Return what `_grid_mover` does, but compute exactly the points that a crowd at the edge of sight outweighs."
+    origin, strides, grid = _spread_out(X, low, high, spacing)
+    blurred = torch.cat([_blur(grid, spacing), _blur(grid[:1], spacing/_WIDER)]).flatten(1).numpy()
+    exact = cache(lambda: _near_mover(X, "gaussian")) # made when first needed
+    def move(Y):
+        sums = _read(Y, origin, spacing, strides, blurred)
+        with np.errstate(invalid="ignore", divide="ignore"): moved, density = origin + sums[:, 1:-1]/sums[:, :1], sums[:, 0]
+        lone = ~(sums[:, -1] <= _CROWD*density)
+        if lone.any(): moved[lone], density[lone] = exact()(Y[lone])
+        return moved, density
+    return move
+
+# %% ../../nbs/02_meanshift.ipynb #cell-149
+_SPACINGS, _MAX_NODES, _MAX_SIDE = (1/12, 1/7), 2**23, 1024
 
 def _plan(n_y: int, n_x: int, extent: np.ndarray) -> float | str:
     "Choose for `n_y` moving and `n_x` pulling points in a box of sides `extent`: the spacing of a grid, or `near`, or `split`."
@@ -361,14 +419,15 @@ def _plan(n_y: int, n_x: int, extent: np.ndarray) -> float | str:
             return spacing if cost < n_x*n_y else "near"
     return "near" if n_x*n_y < 2**24 else "split"
 
-# %% ../../nbs/02_meanshift.ipynb #cell-130
+# %% ../../nbs/02_meanshift.ipynb #cell-152
 def _mover(Y: np.ndarray, X: np.ndarray, kernel: str, depth: int = 0) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     "Return a function that moves points that lie where `Y` does to the mean of `X` around them, in the way that suits; lengths in bandwidths."
     if kernel == "tri" or X.shape[1] > 3: return _near_mover(X, kernel)
     low, high = _corners(X, Y)
     plan = _plan(len(Y), len(X), high - low)
     if plan == "split": return partial(_move_halves, X=X, depth=depth)
-    return _near_mover(X, kernel) if plan == "near" else _grid_mover(X, low, high, plan)
+    if plan == "near": return _near_mover(X, kernel)
+    return (_grid_mover if plan == _SPACINGS[0] else _careful_mover)(X, low, high, plan)
 
 def _corners(*sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Return the lowest and the highest corner of the box around all points of all sets."
@@ -390,7 +449,7 @@ def _move_halves(Y: np.ndarray, X: np.ndarray, depth: int) -> tuple[np.ndarray, 
         else: moved[part], density[part] = y, 0.
     return moved, density
 
-# %% ../../nbs/02_meanshift.ipynb #cell-134
+# %% ../../nbs/02_meanshift.ipynb #cell-156
 def _spatial_order(X: np.ndarray) -> np.ndarray:
     "Return an order of the points in which neighbours stand close together, by cells 64 to an axis of the first three."
     X = X[:, :3]
@@ -405,19 +464,19 @@ def meanshift(
     bandwidth: float, # Standard deviation of the Gaussian, or `i` of the triangle, in the unit of `X`
     steps: int = 5,   # How many updates
     kernel: str = "gaussian", # "gaussian" or "tri"
-): # The moved points, as the kind of array that came in
-    "Move all points at once, `steps` times, to the weighted mean of the points around them: through a grid up to 3-D, exactly elsewhere."
+): # The moved points, (n, d), as the kind of array that came in
+    "Move all points at once, `steps` times, to the weighted mean of the points around them: Gaussian up to 3-D through a grid, each step within 1e-4 bandwidths; exactly elsewhere."
     T, back = _check(X, bandwidth, kernel)
-    if steps != int(steps) or steps < 0: raise ValueError(f"expected steps to be a whole number, 0 or more, got {steps!r}")
+    steps = _whole("steps", steps, 0)
     Y = T.cpu().numpy()/float(bandwidth)
     order = _spatial_order(Y)
     Y = np.ascontiguousarray(Y[order])
-    for _ in range(int(steps)): Y = _mover(Y, Y, kernel)(Y)[0]
+    for _ in range(steps): Y = _mover(Y, Y, kernel)(Y)[0]
     out = np.empty_like(Y)
     out[order] = Y
     return back(out*float(bandwidth))
 
-# %% ../../nbs/02_meanshift.ipynb #cell-150
+# %% ../../nbs/02_meanshift.ipynb #cell-171
 def _climb(seeds: np.ndarray, X: np.ndarray, kernel: str, max_iter: int) -> tuple[np.ndarray, np.ndarray, int]:
     "Move `seeds` uphill on the density of the fixed points `X` until they rest; return where, how dense it is there, and after how many steps."
     at, density, n_iter = seeds.copy(), np.zeros(len(seeds)), 0
@@ -429,14 +488,23 @@ def _climb(seeds: np.ndarray, X: np.ndarray, kernel: str, max_iter: int) -> tupl
         active, n_iter = active[step > 1e-4], n_iter + 1
     return at, density, n_iter
 
-# %% ../../nbs/02_meanshift.ipynb #cell-152
-def _merge(peaks: np.ndarray, density: np.ndarray) -> np.ndarray:
+# %% ../../nbs/02_meanshift.ipynb #cell-175
+@njit(cache=True)
+def _merge(peaks, density):
     "Return the peaks, densest first, without those within a bandwidth (here 1) of a denser one."
-    left, centres = peaks[np.argsort(-density, kind="stable")], []
-    while len(left):
-        centres.append(left[0])
-        left = left[((left - left[0])**2).sum(1) > 1]
-    return np.array(centres)
+    centres, n = np.empty_like(peaks), 0
+    for i in np.argsort(-density, kind="mergesort"):
+        fresh = True
+        for c in range(n):
+            gap = 0.
+            for a in range(peaks.shape[1]): gap += (peaks[i, a] - centres[c, a])**2
+            if gap <= 1:
+                fresh = False
+                break
+        if fresh:
+            centres[n] = peaks[i]
+            n += 1
+    return centres[:n].copy()
 
 def _nearest(X: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Return the index of the nearest centre to each point, and its distance, in blocks."
@@ -444,7 +512,7 @@ def _nearest(X: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray
     found = [torch.cdist(x, C, compute_mode="donot_use_mm_for_euclid_dist").min(1) for x in torch.from_numpy(X).split(max(1, 2**20//len(C)))]
     return torch.cat([f.indices for f in found]).numpy(), torch.cat([f.values for f in found]).numpy()
 
-# %% ../../nbs/02_meanshift.ipynb #cell-155
+# %% ../../nbs/02_meanshift.ipynb #cell-178
 def _auto_bandwidth(X: Tensor, kernel: str) -> float:
     "Return the Gaussian (or triangle) that reaches as far as a disc with a tenth of the points in it."
     radius = estimate_bandwidth(X, quantile=0.1, n_samples=2000)
@@ -457,33 +525,38 @@ def _bin_seeds(X: np.ndarray, min_bin_freq: int) -> np.ndarray:
     if not (counts >= min_bin_freq).any(): raise ValueError(f"no cell holds min_bin_freq={min_bin_freq} points; the fullest holds {counts.max()}")
     return cells[counts >= min_bin_freq]
 
-# %% ../../nbs/02_meanshift.ipynb #cell-156
+# %% ../../nbs/02_meanshift.ipynb #cell-181
 class MeanShift:
-    "Find clusters as the peaks of a density, with scikit-learn's interface ([Comaniciu and Meer, 2002](https://doi.org/10.1109/34.1000236))."
+    "Find clusters as the peaks of a density, with scikit-learn's interface ([Comaniciu and Meer, 2002](https://doi.org/10.1109/34.1000236)); `fit` sets `labels_`, `cluster_centers_`, `n_iter_`, `bandwidth_`, `n_features_in_`."
     def __init__(self,
         bandwidth: float | None = None, # Standard deviation of the Gaussian, or `i` of the triangle; None estimates it
         kernel: str = "gaussian", # "gaussian" or "tri"
         *,
-        seeds=None,           # Where to start climbing, (k, d); by default from every point
-        bin_seeding: bool = False, # Start from the occupied cells of a grid, one bandwidth wide, instead: fewer seeds
+        seeds=None,           # Where to start climbing, (k, d), numpy array or tensor; by default from every point
+        bin_seeding: bool = False, # Start from the occupied cells of a grid, one bandwidth wide, instead of from every point
         min_bin_freq: int = 1, # Only from cells that hold so many points
-        cluster_all: bool = True, # False gives the label -1 to points further than a bandwidth from any centre
+        cluster_all: bool = True, # False labels -1 what is further from any centre than a disc as wide as the kernel: `sqrt(d + 2)` bandwidths of the Gaussian, one of the triangle
         max_iter: int = 300,  # Steps after which a climb ends in any case
     ):
         self.bandwidth, self.kernel, self.seeds, self.bin_seeding = bandwidth, kernel, seeds, bin_seeding
         self.min_bin_freq, self.cluster_all, self.max_iter = min_bin_freq, cluster_all, max_iter
 
+    def __repr__(self): return f"MeanShift(bandwidth={self.bandwidth!r}, kernel={self.kernel!r})"
+
     def fit(self,
         X,      # The points, (n, d), numpy array or tensor
         y=None, # Ignored, as in scikit-learn
     ) -> "MeanShift":
-        "Find the centres, and label every point with its nearest."
-        T, back = _check(X, 1. if self.bandwidth is None else self.bandwidth, self.kernel)
-        if self.max_iter < 1: raise ValueError(f"expected max_iter of at least 1, got {self.max_iter!r}")
-        self.bandwidth_ = float(_auto_bandwidth(T, self.kernel) if self.bandwidth is None else self.bandwidth)
+        "Find the centres, and label every point with its nearest; raise ValueError for what cannot be clustered."
+        T, back = _points(X)
+        _check_kernel(self.kernel)
+        max_iter = _whole("max_iter", self.max_iter, 1)
+        bandwidth = _auto_bandwidth(T, self.kernel) if self.bandwidth is None else self.bandwidth
+        _check(T, bandwidth, self.kernel)
+        self.bandwidth_, self.n_features_in_ = float(bandwidth), T.shape[1]
         points = T.cpu().numpy()/self.bandwidth_
         points = points[_spatial_order(points)]
-        peaks, density, self.n_iter_ = _climb(self._start(points), points, self.kernel, self.max_iter)
+        peaks, density, self.n_iter_ = _climb(self._start(points), points, self.kernel, max_iter)
         self._centres = _merge(peaks, density)*self.bandwidth_
         self.cluster_centers_ = back(self._centres)
         self.labels_ = self.predict(X)
@@ -492,7 +565,7 @@ class MeanShift:
     def _start(self, points: np.ndarray) -> np.ndarray:
         "Return the seeds, after a first exact step that drops those with nobody near."
         if self.seeds is None and not self.bin_seeding: return points
-        seeds = _bin_seeds(points, self.min_bin_freq) if self.seeds is None else _check(self.seeds, 1., self.kernel)[0].cpu().numpy()/self.bandwidth_
+        seeds = _bin_seeds(points, _whole("min_bin_freq", self.min_bin_freq, 1)) if self.seeds is None else _points(self.seeds)[0].cpu().numpy()/self.bandwidth_
         if seeds.shape[1] != points.shape[1]: raise ValueError(f"expected seeds with {points.shape[1]} coordinates, got shape {seeds.shape}")
         moved, density = _near_mover(points, self.kernel)(seeds)
         if not (density > 0).any(): raise ValueError("no point is near any of the seeds; use other seeds or a larger bandwidth")
@@ -506,7 +579,7 @@ class MeanShift:
         T, _ = _check(X, self.bandwidth_, self.kernel)
         if T.shape[1] != self._centres.shape[1]: raise ValueError(f"expected points with {self._centres.shape[1]} coordinates, got shape {tuple(T.shape)}")
         labels, distance = _nearest(T.cpu().numpy(), self._centres)
-        if not self.cluster_all: labels[distance > self.bandwidth_] = -1
+        if not self.cluster_all: labels[distance > self.bandwidth_*(math.sqrt(T.shape[1] + 2) if self.kernel == "gaussian" else 1.)] = -1
         return torch.from_numpy(labels).to(X.device) if isinstance(X, Tensor) else labels
 
     def fit_predict(self,
@@ -516,37 +589,20 @@ class MeanShift:
         "Find the centres and return the labels of the points."
         return self.fit(X).labels_
 
-# %% ../../nbs/02_meanshift.ipynb #cell-166
-def bench_meanshift(
-    rounds: int = 5, # Measurements of each
-    n: int = 1_000_000, # Points that we move
-    n_reference: int = 24_000, # Points that scikit-learn clusters
-) -> dict:
-    "Time five updates of `n` points against scikit-learn's `MeanShift` on `n_reference`, in 2-D and 3-D; return a `Comparison` for each."
-    try: from sklearn.cluster import MeanShift as Reference
-    except ImportError as e: raise ImportError("this benchmark needs scikit-learn: pip install scikit-learn") from e
-    from miniai.tools.timing import compare
-    results, reference = {}, f"scikit-learn {n_reference:,}"
-    for d in (2, 3):
-        few, many = six_clusters(n_reference, d), six_clusters(n, d)
-        results[f"mean shift {d}-D"] = compare({
-            reference: partial(Reference(bandwidth=2.5, bin_seeding=True).fit, few),
-            f"ours {n:,}": partial(meanshift, many, 2.5)}, reference=reference, rounds=rounds)
-    return results
-
-# %% ../../nbs/02_meanshift.ipynb #cell-168
+# %% ../../nbs/02_meanshift.ipynb #cell-193
 def growth_meanshift(
     d: int = 2, # Dimensions
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000), # Numbers of points
-    rounds: int = 2, # Measurements of each
+    rounds: int = 3, # Measurements of each
 ) -> dict: # `sizes`, `seconds` of each, `exponent`
     "Measure how the time of five updates grows with the number of points."
-    from miniai.tools.timing import time_call
+    if len(set(sizes)) < 2: raise ValueError(f"expected at least two different sizes, got {sizes!r}")
     seconds = [time_call(partial(meanshift, six_clusters(n, d), 2.5), rounds=rounds).median for n in sizes]
     slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
     return {"sizes": list(sizes), "seconds": seconds, "exponent": float(slope)}
 
-def accuracy_meanshift(
+# %% ../../nbs/02_meanshift.ipynb #cell-197
+def step_errors(
     d: int = 2,     # Dimensions
     n: int = 1_000_000, # Points that move
     sample: int = 200, # How many of them are checked in each step
@@ -560,3 +616,31 @@ def accuracy_meanshift(
         X = meanshift(X, 1., steps=1)
         errors.append(float(np.abs(X[pick] - exact).max()))
     return errors
+
+def final_error(
+    d: int = 2,      # Dimensions
+    n: int = 24_000, # Points that move
+) -> float: # The largest error, in bandwidths
+    "Compare all points after five steps with the dense computation in float64."
+    X = six_clusters(n, d)
+    return float(np.abs(meanshift(X, 2.5) - meanshift_dense(X, 2.5)).max()/2.5)
+
+# %% ../../nbs/02_meanshift.ipynb #cell-200
+def bench_meanshift(
+    rounds: int = 5, # Measurements of each
+    n: int = 1_000_000, # Points that we move
+    n_reference: int = 24_000, # Points that scikit-learn clusters, and that the dense computation checks
+) -> dict: # Title to `Comparison`, with growth and errors as its facts
+    "Time five updates of `n` points against scikit-learn's `MeanShift` on `n_reference`, in 2-D and 3-D."
+    try: from sklearn.cluster import MeanShift as Reference
+    except ImportError as e: raise ImportError("this benchmark needs scikit-learn: pip install scikit-learn") from e
+    results, reference = {}, f"scikit-learn {n_reference:,}"
+    for d in (2, 3):
+        few, many = six_clusters(n_reference, d), six_clusters(n, d)
+        speed = compare({reference: partial(Reference(bandwidth=2.5, bin_seeding=True).fit, few),
+                         f"ours {n:,}": partial(meanshift, many, 2.5)}, reference=reference, rounds=rounds)
+        results[f"mean shift {d}-D"] = replace(speed, facts={
+            f"growth exponent, {n//100:,} to {n:,} points": growth_meanshift(d, (n//100, n//10, n), rounds)["exponent"],
+            f"largest error of one step in bandwidths, {n:,} points, sample of 200": max(step_errors(d, n)),
+            f"largest error after five steps in bandwidths, all of {n_reference:,} points": final_error(d, n_reference)})
+    return results

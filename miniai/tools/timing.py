@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +99,7 @@ class Comparison:
     "Measurements of several functions on the same problem, taken in turns."
     seconds: dict[str, list[float]] # Name to seconds per call, one entry per round
     reference: str # The name that the ratios refer to
+    facts: dict[str, float] = field(default_factory=dict) # Other numbers to report, name to value
 
     def timing(self,
         name: str, # A key of `seconds`, here and below
@@ -122,18 +123,20 @@ class Comparison:
 
     def _header(self) -> tuple[str, str, str]: return "", "median (middle half)", f"times as fast as {self.reference}"
 
+    def _facts(self) -> list[str]: return [f"{name}: {value:.3g}" for name, value in self.facts.items()]
+
     def __str__(self) -> str:
         rows = [self._header(), *self.rows()]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
+        return "\n".join(["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows] + self._facts())
 
     def _repr_markdown_(self) -> str:
         rows = [self._header(), ("---",)*3, *self.rows()]
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["\n" + fact for fact in self._facts()])
 
     def to_dict(self) -> dict:
         "Everything, ready for JSON."
-        return {"reference": self.reference, "seconds": self.seconds,
+        return {"reference": self.reference, "seconds": self.seconds, "facts": self.facts,
                 "median": {n: self.median(n) for n in self.seconds}, "ratio": {n: self.ratio(n)._asdict() for n in self.seconds}}
 
     def plot(self,
