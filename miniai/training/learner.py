@@ -50,8 +50,17 @@ def run_cbs(
     learn: Any = None, # What their methods are given
 ) -> None:
     "Call the method named `event` of each callback that has one, in their order."
-    for cb in sorted(cbs, key=attrgetter("order")):
-        if (method := getattr(cb, event, None)) is not None: method(learn)
+    _call(_methods(sorted(cbs, key=attrgetter("order")), event), event, learn)
+
+def _methods(cbs, event): return [m for cb in cbs if (m := getattr(cb, event, None)) is not None]
+
+def _call(methods, event, learn):
+    "Call each method; those that clean up also when one before them has failed."
+    if event.startswith("cleanup_"):
+        with contextlib.ExitStack() as stack: # calls what was pushed last first
+            for method in reversed(methods): stack.callback(method, learn)
+    else:
+        for method in methods: method(learn)
 
 # %% ../../nbs/08_learner.ipynb #cell-16
 class CancelFitException(Exception):
@@ -118,9 +127,9 @@ class Learner:
     ) -> None:
         "Run the callbacks of an event; during a fit their methods are looked up once."
         if self._methods is None: return run_cbs(self.cbs, event, self)
-        if event not in self._methods:
-            self._methods[event] = [m for cb in self.cbs if (m := getattr(cb, event, None)) is not None]
-        for method in self._methods[event]: method(self)
+        methods = self._methods.get(event)
+        if methods is None: methods = self._methods[event] = _methods(self.cbs, event)
+        if methods: _call(methods, event, self)
 
     def predict(self): self.callback("predict")
     def get_loss(self): self.callback("get_loss")
