@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numba import get_num_threads, njit, prange
 from torch import Tensor
-from .meanshift import _generator
+from .meanshift import _generator, _whole
 
 # %% ../../nbs/02a_clustering.ipynb #cell-14
 def kmeans_step(
@@ -55,12 +55,6 @@ def _points(X, what: str = "X") -> tuple[np.ndarray, Callable]:
         raise ValueError(f"expected smaller numbers in {what}, whose squares can be added up, got {largest:.3g}; scale them down")
     if isinstance(X, Tensor): return array, lambda out: torch.from_numpy(np.ascontiguousarray(out)).to(X.device)
     return array, np.asarray
-
-def _whole(name: str, value, low: int) -> int:
-    "`value` as a whole number that is at least `low`."
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-        raise ValueError(f"expected {name} to be a whole number, at least {low}, got {value!r}")
-    return int(value)
 
 def _real(name: str, value, low: float, high: float) -> float:
     "`value` as a number from `low` to `high`."

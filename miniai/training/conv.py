@@ -13,14 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batches import Sequential
+from .batches import Sequential, _at_least
 
 # %% ../../nbs/06_convolutions.ipynb #cell-18
 def _whole(low, **values):
     "Raise unless all values are whole numbers of at least `low`."
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise ValueError(f"expected {name} to be a whole number of at least {low}, got {value!r}")
+    for name, value in values.items(): _at_least(name, value, low)
 
 def conv_size(
     n: int, # Pixels along one side of the picture

@@ -111,7 +111,7 @@ class Learner:
     "A model, its data and the loop that trains it; callbacks do the rest."
     def __init__(self,
         model: nn.Module, # What is trained
-        dls: Any = (0,), # Has `train` and `valid`, each an iterable of batches
+        dls: Any, # Has `train` and `valid`, each an iterable of batches
         loss_func: Callable = F.mse_loss, # Predictions and targets to a loss of shape ()
         lr: float = 0.1, # Learning rate, given to `opt_func`
         cbs: Iterable[Callback] | None = None, # Callbacks of every fit

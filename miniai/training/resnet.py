@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from .conv import conv
 from .hooks import Hooks
+from .init import _eval_mode
 from .learner import Learner
 
 # %% ../../nbs/12_resnet.ipynb #cell-9
@@ -95,15 +96,12 @@ def model_summary(
     if depth is not None and depth < 1: raise ValueError(f"expected a depth of at least 1, or None, got {depth!r}")
     parts = _parts(model, depth)
     within = {m: part for part in parts for m in part.modules()}
-    shapes, macs, modes = {}, dict.fromkeys(parts, 0), {m: m.training for m in model.modules()}
+    shapes, macs = {}, dict.fromkeys(parts, 0)
     def look(hook, m, args, output):
         if not isinstance(output, Tensor): return
         if m in parts: shapes[m] = tuple(output.shape[1:])
         macs[within[m]] += _macs(m, output)
-    try:
-        with Hooks(within, look), torch.no_grad(): model.eval()(*inputs)
-    finally:
-        for m, training in modes.items(): m.training = training
+    with _eval_mode(model), Hooks(within, look), torch.no_grad(): model(*inputs)
     counted, rows = set(), []
     for m, name in parts.items():
         new = {p for p in m.parameters() if p.requires_grad} - counted # weights that two layers share are counted once
