@@ -39,7 +39,7 @@ def test_help_names_the_commands():
     for words in ((), ("--help",)):
         status, out, err = miniai(*words)
         assert status == 0 and err == ""
-        assert all(name in out for name in ("run", "bench", "version"))
+        assert all(name in out for name in ("run", "train", "bench", "version"))
 
 def test_help_of_run_names_the_options():
     status, out, _ = miniai("run", "--help")
@@ -70,6 +70,17 @@ def test_version():
     (("bench", "matmul", "--out"), ["--out wants a folder"]),
     (("bench", "matmul", "cluster"), ["cluster"]),
     (("version", "now"), ["now"]),
+    (("train",), ["recipe"]),
+    (("train", "cats"), ["cats", "fashion_mnist", "mnist"]),
+    (("train", "[1]"), ["[1]", "mnist"]),
+    (("train", "mnist", "--epochs", "0"), ["--epochs", "at least 1", "got 0"]),
+    (("train", "mnist", "--epochs", "many"), ["--epochs", "'many'"]),
+    (("train", "mnist", "--arch", "transformer"), ["--arch", "transformer", "resnet"]),
+    (("train", "mnist", "--lrr", "0.1"), ["--lrr", "--lr"]),
+    (("train", "mnist", "--out"), ["--out wants a text"]),
+    (("train", "mnist", "--out", "nbs/01_fine.ipynb"), ["01_fine.ipynb", "a file"]),
+    (("train", "mnist", "--resume", "yes"), ["--resume", "yes"]),
+    (("train", "mnist", "fashion_mnist"), ["fashion_mnist"]),
 ])
 def test_mistakes_are_one_line(nbs, words, names):
     status, out, err = miniai(*words, cwd=nbs.parent)
@@ -122,6 +133,41 @@ def test_timeout_names_the_cell(nbs):
     notebook(nbs/"04_endless.ipynb", "x = 1", "while True: pass")
     status, out, err = miniai("run", "endless", "--timeout", "1", cwd=nbs.parent)
     assert status == 1 and err == "" and "04_endless, cell 1 failed" in out and "more than 1 s" in out, out + err
+
+SMALL = ("--arch", "cnn", "--images", "600", "--bs", "50", "--epochs", "2")
+
+def test_train_leaves_its_results_and_is_not_overwritten(tmp_path):
+    words = ("train", "mnist", *SMALL, "--out", tmp_path/"run")
+    status, out, err = miniai(*words)
+    assert status == 0 and "Traceback" not in err and "\r" not in out, out + err
+    assert sorted(p.name for p in (tmp_path/"run").iterdir()) == ["checkpoint.pt", "log.csv", "model.safetensors", "options.json", "plot.png"]
+    log = (tmp_path/"run"/"log.csv").read_text().splitlines()
+    assert log[0] == "epoch,split,loss,accuracy,seconds" and len(log) == 5
+    before = {p.name: p.read_bytes() for p in (tmp_path/"run").iterdir()}
+    for more, says in (((), "--resume"), (("--resume", "--lr", "0.5"), "lr was 0.01 and is 0.5")):
+        status, out, err = miniai(*words, *more)
+        assert status == 2 and out == "" and err.count("\n") == 1 and says in err, err
+    assert {p.name: p.read_bytes() for p in (tmp_path/"run").iterdir()} == before
+    assert miniai(*words, "--resume")[0] == 0 # there is nothing left to train
+    assert (tmp_path/"run"/"model.safetensors").read_bytes() == before["model.safetensors"]
+
+def test_help_of_a_training_names_its_options():
+    status, out, err = miniai("train", "fashion_mnist", "--help")
+    assert status == 0 and err == "" and all(f"--{o}" in out for o in ("out", "epochs", "arch", "seed", "resume", "lr"))
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on Unix")
+def test_interrupted_training_goes_on(tmp_path):
+    words = ("train", "mnist", *SMALL[:-1], "40")
+    process = subprocess.Popen([str(MINIAI), *words, "--out", str(tmp_path/"a")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while not (tmp_path/"a"/"checkpoint.pt").exists() and time.time() < deadline: time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert not (tmp_path/"a"/"model.safetensors").exists()
+    assert miniai(*words, "--out", tmp_path/"a", "--resume")[0] == 0
+    assert miniai(*words, "--out", tmp_path/"b")[0] == 0
+    assert (tmp_path/"a"/"model.safetensors").read_bytes() == (tmp_path/"b"/"model.safetensors").read_bytes()
 
 def test_data_folder_may_be_relative(nbs):
     notebook(nbs/"04_where.ipynb", "import os; assert os.path.isabs(os.environ['MINIAI_DATA'])")

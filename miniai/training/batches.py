@@ -104,7 +104,7 @@ class Optimizer:
 
 # %% ../../nbs/04_minibatch.ipynb #cell-58
 class Dataset:
-    "Pairs of input and target: an index gives one pair, a slice or a list of indices as many of each."
+    "Pairs of input and target: an index gives one pair, a slice as many of each, and so does a list of indices if both are tensors."
     def __init__(self,
         x: Sequence | Tensor, # Inputs, (n, ...)
         y: Sequence | Tensor, # Targets, (n, ...)
@@ -271,10 +271,12 @@ class Workers:
         worker = i % len(self.processes)
         reader, process = self.readers[worker], self.processes[worker]
         wait([reader, process.sentinel])
-        try: fine, result = pickle.loads(reader.recv_bytes()) if reader.poll() else (None, None)
-        except (EOFError, OSError): fine = None
-        if fine: return result
-        if fine is False: raise result[0] from RuntimeError(result[1])
+        try: packed = reader.recv_bytes() if reader.poll() else None
+        except (EOFError, OSError): packed = None
+        if packed is not None:
+            fine, result = pickle.loads(packed) # not in the `try`: what fails here says nothing about the worker
+            if fine: return result
+            raise result[0] from RuntimeError(result[1])
         process.join()
         raise RuntimeError(f"worker {worker} ended with exit code {process.exitcode} before it delivered batch {i}: it was killed, "
             "perhaps for want of memory, or its dataset ended the process; num_workers=0 may show more")
@@ -320,26 +322,27 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         base_seed = _draw_seed(self.generator)
-        if not self.num_workers: yield from map(self.fetch, self.batches)
-        else: yield from self._from_workers(base_seed)
+        return self._from_workers(list(self.batches), base_seed) if self.num_workers else map(self.fetch, self.batches)
 
-    def _from_workers(self, base_seed):
-        workers = Workers(self.fetch, list(self.batches), self.num_workers, base_seed)
+    def _from_workers(self, batches, base_seed):
+        workers = Workers(self.fetch, batches, self.num_workers, base_seed)
         try:
             for i in range(len(self)): yield workers.receive(i)
         finally: workers.stop()
 
-# %% ../../nbs/04_minibatch.ipynb #cell-123
+# %% ../../nbs/04_minibatch.ipynb #cell-127
 def get_dls(
     train_ds: Sized, # Training set
     valid_ds: Sized, # Validation set
     bs: int, # Batch size for training; validation takes twice as many
+    *,
+    drop_last: bool = False, # Leave out a last training batch that is not full; validation always measures all items
     **kwargs: Any, # Further arguments of both `DataLoader`s, such as `num_workers`
 ) -> tuple[DataLoader, DataLoader]:
     "Make a shuffled data loader for training and one in order for validation."
-    return DataLoader(train_ds, batch_size=bs, shuffle=True, **kwargs), DataLoader(valid_ds, batch_size=2*bs, **kwargs)
+    return DataLoader(train_ds, batch_size=bs, shuffle=True, drop_last=drop_last, **kwargs), DataLoader(valid_ds, batch_size=2*bs, **kwargs)
 
-# %% ../../nbs/04_minibatch.ipynb #cell-128
+# %% ../../nbs/04_minibatch.ipynb #cell-132
 def validate(
     model: nn.Module, # Is put into eval mode
     loss_func: Callable[[Tensor, Tensor], Tensor], # Mean loss of (predictions, targets)
@@ -382,12 +385,12 @@ def fit(
 
 # %% ../../nbs/05_images.ipynb #cell-3
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 
 from ..data.datasets import fashion_mnist, mnist
 from ..tools.timing import Comparison, compare
 
-# %% ../../nbs/05_images.ipynb #cell-32
+# %% ../../nbs/05_images.ipynb #cell-34
 def pixel_stats(
     images: Tensor, # uint8, any shape with at least one pixel
 ) -> tuple[float, float]: # In units of 255
@@ -398,7 +401,7 @@ def pixel_stats(
     mean = (counts*v).sum()/counts.sum()
     return mean.item(), ((counts*(v - mean)**2).sum()/counts.sum()).sqrt().item()
 
-# %% ../../nbs/05_images.ipynb #cell-37
+# %% ../../nbs/05_images.ipynb #cell-39
 def inplace(
     f: Callable[[Any], Any], # Changes its argument; what it returns is ignored
 ) -> Callable[[Any], Any]: # Returns its argument
@@ -409,32 +412,35 @@ def inplace(
         return b
     return changed
 
-# %% ../../nbs/05_images.ipynb #cell-41
+# %% ../../nbs/05_images.ipynb #cell-43
+def _item_keys(dataset):
+    "Names of what an item holds."
+    if getattr(dataset, "features", None): return tuple(dataset.features)
+    if not len(dataset) or not isinstance(dataset[0], Mapping): raise ValueError("expected datasets with items that are dicts; for others there is get_dls")
+    return tuple(dataset[0])
+
+def _collate_keys(keys, items):
+    "A tuple with a batch for each key."
+    for item in items:
+        if missing := [k for k in keys if k not in item]:
+            raise ValueError(f"expected items with the keys {', '.join(keys)}, got one without {', '.join(missing)}: it has {', '.join(map(str, item))}")
+    return tuple(collate([item[k] for item in items]) for k in keys)
+
 def collate_dict(
-    *keys: str, # Of the items, in the order in which the batch shall have them
+    *keys: str | Sized, # Of the items, in the order in which the batch shall have them; or a dataset, for all that its items have
 ) -> Callable[[list[dict]], tuple]: # A `collate_fn`
     "Make a function that turns items that are dictionaries into a batch that is a tuple."
-    if not keys: raise ValueError("expected at least one key, got none")
-    def collate_keys(items):
-        for item in items:
-            if missing := [k for k in keys if k not in item]:
-                raise ValueError(f"expected items with the keys {', '.join(keys)}, got one without {', '.join(missing)}: it has {', '.join(map(str, item))}")
-        return tuple(collate([item[k] for item in items]) for k in keys)
-    return collate_keys
+    if len(keys) == 1 and not isinstance(keys[0], str): keys = _item_keys(keys[0])
+    if not keys or not all(isinstance(k, str) for k in keys): raise ValueError(f"expected keys that are texts, or one dataset, got {', '.join(type(k).__name__ for k in keys) or 'nothing'}")
+    return partial(_collate_keys, keys)
 
-# %% ../../nbs/05_images.ipynb #cell-44
+# %% ../../nbs/05_images.ipynb #cell-46
 def _pick_splits(dd):
     "Names of the splits to train and to measure on."
     valid = next((k for k in ("validation", "valid", "test") if k in dd), None)
     if "train" in dd and valid: return "train", valid
     if len(dd) == 2 and "train" not in dd: return tuple(dd)
     raise ValueError(f"expected the splits train, and validation, valid or test, got {', '.join(map(str, dd)) or 'none'}")
-
-def _item_keys(dataset):
-    "Names of what an item holds."
-    if getattr(dataset, "features", None): return list(dataset.features)
-    if not len(dataset) or not isinstance(dataset[0], Mapping): raise ValueError("expected datasets with items that are dicts; for others there is get_dls")
-    return list(dataset[0])
 
 class DataLoaders:
     "A loader for training and one for validation."
@@ -448,14 +454,14 @@ class DataLoaders:
         dd: Mapping[str, Sized], # A `datasets.DatasetDict`, or a dict of datasets whose items are dicts; of two with other names the first is to train
         batch_size: int, # For training; validation takes twice as many
         as_tuple: bool = True, # Batches as tuples in the order of the keys; otherwise as dicts
-        **kwargs: Any, # For both `DataLoader`s, such as `num_workers` or `collate_fn`
+        **kwargs: Any, # For `get_dls`, such as `num_workers` or `collate_fn`
     ) -> "DataLoaders":
         "Make loaders of a dictionary of datasets."
         train, valid = _pick_splits(dd)
-        if as_tuple and "collate_fn" not in kwargs: kwargs["collate_fn"] = collate_dict(*_item_keys(dd[train]))
+        if as_tuple and "collate_fn" not in kwargs: kwargs["collate_fn"] = collate_dict(dd[train])
         return cls(*get_dls(dd[train], dd[valid], batch_size, **kwargs))
 
-# %% ../../nbs/05_images.ipynb #cell-55
+# %% ../../nbs/05_images.ipynb #cell-62
 def_device = "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu"
 
 def to_device(
@@ -469,7 +475,7 @@ def to_device(
     if isinstance(x, (tuple, list)): return type(x)(to_device(v, device) for v in x)
     return x
 
-# %% ../../nbs/05_images.ipynb #cell-64
+# %% ../../nbs/05_images.ipynb #cell-71
 @contextmanager
 def _one_thread():
     "Let PyTorch work on one thread in here: a batch of small pictures is too little for two."
@@ -478,7 +484,7 @@ def _one_thread():
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../../nbs/05_images.ipynb #cell-67
+# %% ../../nbs/05_images.ipynb #cell-75
 class TensorLoader:
     "Batches cut from whole tensors at once, for sets that fit in memory; in the order of `DataLoader` for the same seed."
     def __init__(self,
@@ -505,28 +511,23 @@ class TensorLoader:
     def __len__(self) -> int: return self.n//self.batch_size if self.drop_last else -(-self.n//self.batch_size)
 
     @_one_thread()
-    def _order(self):
-        "All rows in random order, drawn as `DataLoader` does."
-        _draw_seed(self.generator)
-        if not self.shuffle: return None
-        g = self.generator or torch.Generator().manual_seed(_draw_seed(None))
-        order, _ = torch.randperm(self.n, generator=g), torch.randperm(self.n, generator=g)
-        return order.to(self.device)
+    def _batch(self, order, i):
+        "Batch number `i`, from the rows in `order` or, without one, as they come."
+        rows = slice(i*self.batch_size, (i + 1)*self.batch_size)
+        batch = tuple(t[rows].clone() if order is None else t.index_select(0, order[rows]) for t in self.tensors)
+        return self.tfm(batch) if self.tfm else batch
 
-    @_one_thread()
-    def _cut(self, order, start):
-        "The batch that begins at place `start` of the order."
-        end = min(start + self.batch_size, self.n)
-        if order is None: return tuple(t[start:end].clone() for t in self.tensors)
-        return tuple(t.index_select(0, order[start:end]) for t in self.tensors)
+    def _batches(self):
+        g = self.generator or (torch.Generator().manual_seed(_draw_seed(None)) if self.shuffle else None)
+        order = torch.randperm(self.n, generator=g).to(self.device) if self.shuffle else None
+        for i in range(len(self)): yield self._batch(order, i)
+        if self.shuffle: torch.randperm(self.n, generator=g) # in step with `RandomSampler`
 
     def __iter__(self) -> Iterator[Any]:
-        order = self._order()
-        for i in range(len(self)):
-            batch = self._cut(order, i*self.batch_size)
-            yield self.tfm(batch) if self.tfm else batch
+        _draw_seed(self.generator) # in step with `DataLoader`, whose workers need one
+        return self._batches()
 
-# %% ../../nbs/05_images.ipynb #cell-73
+# %% ../../nbs/05_images.ipynb #cell-84
 def holdout(
     images: Tensor, # (n, ...)
     labels: Tensor, # (n,)
@@ -540,9 +541,11 @@ def holdout(
     held, rest = order[:n], order[n:]
     return (images[rest], labels[rest]), (images[held], labels[held])
 
-# %% ../../nbs/05_images.ipynb #cell-76
-def _check_images(images, labels):
-    "Raise unless there are grey pictures with labels."
+# %% ../../nbs/05_images.ipynb #cell-87
+def _check_images(pair):
+    "Raise unless these are grey pictures with labels."
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2: raise ValueError(f"expected a pair (images, labels) to train on and a pair to measure on, got {type(pair).__name__} in the place of a pair")
+    images, labels = pair
     if images.dtype != torch.uint8 or images.ndim != 3 or labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
         raise ValueError(f"expected images uint8 (n, h, w) and labels int64 (n,) with n > 0, got {images.dtype} {tuple(images.shape)} and {labels.dtype} {tuple(labels.shape)}")
 
@@ -556,14 +559,12 @@ def image_dls(
     valid_bs: int | None = None, # Batch size for validation; None takes twice `bs`
 ) -> DataLoaders: # Batches (x float32 (b, 1, h, w), y int64 (b,)); it keeps `mean` and `std`, in units of 255
     "Make loaders of grey pictures, standardised by mean and standard deviation of the training set."
-    _check_images(*train)
-    _check_images(*valid)
+    for pair in (train, valid): _check_images(pair)
     mean, std = pixel_stats(train[0])
     if not std: raise ValueError("expected pictures that differ somewhere, got pixels that are all the same")
 
     scale, shift = 1/(255*std), torch.tensor(-mean/std)
 
-    @_one_thread()
     def standardise(batch):
         x, y = batch
         return torch.add(shift, x[:, None], alpha=scale), y # (b, 1, h, w)
@@ -573,12 +574,19 @@ def image_dls(
     dls.mean, dls.std = mean, std
     return dls
 
-# %% ../../nbs/05_images.ipynb #cell-80
+# %% ../../nbs/05_images.ipynb #cell-92
 def _all_of(dl):
     "A function that goes through all batches."
     def go():
         for _ in dl: pass
     return go
+
+class _ManyAtOnce:
+    "Rows of tensors, many in one go where they are asked for so."
+    def __init__(self, *tensors): self.tensors = tensors
+    def __len__(self): return len(self.tensors[0])
+    def __getitem__(self, i): return tuple(t[i] for t in self.tensors)
+    def __getitems__(self, rows): return tuple(t.index_select(0, torch.tensor(rows)) for t in self.tensors)
 
 class _FloatWhenAsked:
     "Pairs whose picture is standardised when the item is asked for."
@@ -592,7 +600,7 @@ def bench_loaders(
     batch_size: int = 256, # Pictures in a batch
     rounds: int = 9, # Measurements of each loader
 ) -> dict[str, Comparison]: # One for bytes, one for floats
-    "Time a shuffled pass over all pictures with our loader and with `torch.utils.data.DataLoader`, default collation."
+    "Time a shuffled pass over all pictures with our loader and with `torch.utils.data.DataLoader`, default collation unless it says otherwise."
     from torch.utils import data
     if images is None:
         try: images, labels = fashion_mnist()
@@ -601,11 +609,14 @@ def bench_loaders(
     ready = torch.cat([(part[:, None].float()/255 - dls.mean)/dls.std for part in images.split(1000)])
     options = {"batch_size": batch_size, "shuffle": True}
     whole, asked = data.TensorDataset(ready, labels), _FloatWhenAsked(images, labels, dls.mean, dls.std)
+    lists = data.BatchSampler(data.RandomSampler(whole), batch_size, drop_last=False)
     as_bytes = {"torch DataLoader": _all_of(data.DataLoader(data.TensorDataset(images, labels), **options)),
                 "our DataLoader": _all_of(DataLoader(Dataset(images, labels), **options)),
                 "our TensorLoader": _all_of(TensorLoader(images, labels, **options))}
     as_floats = {"torch DataLoader, floats ready": _all_of(data.DataLoader(whole, **options)),
                  "torch DataLoader, 2 workers": _all_of(data.DataLoader(whole, num_workers=2, **options)),
                  "torch DataLoader, made when asked": _all_of(data.DataLoader(asked, **options)),
+                 "torch DataLoader, lists of rows": _all_of(data.DataLoader(whole, batch_size=None, sampler=lists)),
+                 "torch DataLoader, many at once": _all_of(data.DataLoader(_ManyAtOnce(ready, labels), collate_fn=tuple, **options)),
                  "our image_dls, made from bytes": _all_of(dls.train)}
-    return {f"bytes, {len(images):,} pictures": compare(as_bytes, rounds=rounds), f"floats, {len(images):,} pictures": compare(as_floats, rounds=rounds)}
+    with _one_thread(): return {f"{kind}, {len(images):,} pictures": compare(passes, rounds=rounds) for kind, passes in (("bytes", as_bytes), ("floats", as_floats))}

@@ -78,7 +78,8 @@ def conv_macs(
 
 # %% ../../nbs/06_convolutions.ipynb #cell-54
 def _takes_mean(norm):
-    "Tell whether a layer subtracts the mean of each channel, by its name or that of a class that it is made from."
+    "Tell whether a layer subtracts the mean of each channel, by its name or that of a class that it is made from, or by its groups."
+    if isinstance(norm, nn.GroupNorm): return norm.num_groups == norm.num_channels
     return any(kind in c.__name__ for c in type(norm).__mro__ for kind in ("BatchNorm", "InstanceNorm"))
 
 def conv(
@@ -101,7 +102,7 @@ def conv(
     if act: layers.append(act())
     return nn.Sequential(*layers)
 
-# %% ../../nbs/06_convolutions.ipynb #cell-72
+# %% ../../nbs/06_convolutions.ipynb #cell-74
 WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 POINTWISE = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU,
     nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid)
@@ -138,7 +139,7 @@ class Reach:
         _whole(0, padding=padding)
         return Reach(name, self.size + dilation*(ks - 1)*self.jump, self.jump*stride, self.start - padding*self.jump)
 
-# %% ../../nbs/06_convolutions.ipynb #cell-75
+# %% ../../nbs/06_convolutions.ipynb #cell-77
 STACKS = (nn.Sequential, nn.ModuleList, Sequential)
 
 def _leaves(layers, path=""):

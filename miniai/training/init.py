@@ -36,7 +36,7 @@ def get_model(
     layers = [conv(ni, nf, act=act, norm=norm) for ni, nf in zip(nfs, nfs[1:])]
     return nn.Sequential(*layers, conv(nfs[-1], 10, act=None), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
-# %% ../../nbs/10_initializing.ipynb #cell-14
+# %% ../../nbs/10_initializing.ipynb #cell-16
 def init_weights(
     m: nn.Module, # Any module; convolutions and linear layers are filled
     leaky: float = 0., # Slope of the following activation below zero
@@ -46,7 +46,7 @@ def init_weights(
     init.kaiming_normal_(m.weight, a=leaky)
     if m.bias is not None: init.zeros_(m.bias)
 
-# %% ../../nbs/10_initializing.ipynb #cell-21
+# %% ../../nbs/10_initializing.ipynb #cell-23
 class BatchTransformCB(Callback):
     "Applies a function to each batch before the model gets it."
     order = -5 # after DeviceCB, before those who look at the batch
@@ -61,7 +61,7 @@ class BatchTransformCB(Callback):
         learn.batch = self.tfm(learn.batch)
         if learn.batch is None: raise ValueError("expected tfm to return the batch, got None; functions that change it in place need `inplace` around them")
 
-# %% ../../nbs/10_initializing.ipynb #cell-26
+# %% ../../nbs/10_initializing.ipynb #cell-28
 class GeneralRelu(nn.Module):
     "A ReLU that may leak, be shifted down, and be cut off."
     def __init__(self,
@@ -95,7 +95,7 @@ def plot_func(
     ax.axvline(0, color="k", lw=0.7)
     ax.set(title=f"{f}" if isinstance(f, nn.Module) else getattr(f, "__name__", "f"), xlabel="x", ylabel="f(x)")
 
-# %% ../../nbs/10_initializing.ipynb #cell-33
+# %% ../../nbs/10_initializing.ipynb #cell-35
 @contextmanager
 def _eval_mode(model):
     "Put all modules into eval mode in here."
@@ -115,6 +115,11 @@ def _mean_std(model, m, xb):
         "look at the batch, and at the weights of this layer and of those before it")
     return mean, std
 
+def _weight_and_bias(m_in):
+    "The parameters to set: a weight, and a bias if there is one."
+    if not isinstance(getattr(m_in, "weight", None), Tensor): raise ValueError(f"expected m_in to have a weight that can be scaled, got a {type(m_in).__name__}")
+    return [p for p in (m_in.weight, getattr(m_in, "bias", None)) if p is not None]
+
 def _fits(mean, std, bias, tol): return abs(std - 1) < tol and (bias is None or abs(mean) < tol)
 
 @torch.no_grad()
@@ -127,8 +132,9 @@ def lsuv_init(
     tol: float = 1e-3, # How near is near enough
 ) -> tuple[float, float]: # Mean and standard deviation reached
     "Set a layer by measuring what comes out ([Mishkin and Matas, 2015](https://arxiv.org/abs/1511.06422))."
-    weight, bias = m_in.weight, getattr(m_in, "bias", None)
-    params = [weight] if bias is None else [weight, bias]
+    if max_iter < 1 or not tol > 0: raise ValueError(f"expected max_iter of at least 1 and tol above 0, got {max_iter} and {tol}")
+    params = _weight_and_bias(m_in)
+    bias = params[1] if len(params) > 1 else None
     before = [p.clone() for p in params]
     try:
         with _eval_mode(model):
@@ -143,11 +149,14 @@ def lsuv_init(
         for p, old in zip(params, before): p.copy_(old)
         raise
 
-# %% ../../nbs/10_initializing.ipynb #cell-41
+# %% ../../nbs/10_initializing.ipynb #cell-43
 def _per_channel(p, x): return p.view(1, -1, *[1]*(x.ndim - 2)) # (1, c, 1, ...)
 
+def _wide(x): return x.to(torch.promote_types(x.dtype, torch.float32)) # at least 32 bits
+
 def _normalise(x, dims, eps):
-    "Shift and scale to mean 0 and variance 1 over some dimensions."
+    "Shift and scale to mean 0 and variance 1 over some dimensions, in at least 32 bits."
+    x = _wide(x)
     return (x - x.mean(dims, keepdim=True))/(x.var(dims, correction=0, keepdim=True) + eps).sqrt()
 
 class BatchNorm(nn.Module):
@@ -163,25 +172,25 @@ class BatchNorm(nn.Module):
         for name, value in (("running_mean", torch.zeros(nf)), ("running_var", torch.ones(nf)), ("num_batches_tracked", torch.tensor(0))):
             self.register_buffer(name, value)
 
-    def batch_stats(self, x):
+    def _batch_stats(self, x):
         "Mean and variance of each channel, which the running ones are moved towards."
         n = x.numel()//self.nf
         if n < 2: raise ValueError(f"expected more than one value for each channel while training, got shape {tuple(x.shape)}")
         dims = [0, *range(2, x.ndim)]
         mean, var = x.mean(dims), x.var(dims, correction=0)
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.mom)
-            self.running_var.lerp_(var*n/(n - 1), self.mom)
+            for running, now in ((self.running_mean, mean), (self.running_var, var*n/(n - 1))): running.lerp_(now.to(running.dtype), self.mom)
             self.num_batches_tracked += 1
         return mean, var
 
     def forward(self, x: Tensor) -> Tensor: # (n, nf, ...), the same shape out
         if x.ndim < 2 or x.shape[1] != self.nf: raise ValueError(f"expected shape (n, {self.nf}, ...), got {tuple(x.shape)}")
-        mean, var = self.batch_stats(x) if self.training else (self.running_mean, self.running_var)
+        wide = _wide(x)
+        mean, var = self._batch_stats(wide) if self.training else (self.running_mean, self.running_var)
         scale = self.weight*(var + self.eps).rsqrt()
-        return (x - _per_channel(mean, x))*_per_channel(scale, x) + _per_channel(self.bias, x)
+        return ((wide - _per_channel(mean, x))*_per_channel(scale, x) + _per_channel(self.bias, x)).to(x.dtype)
 
-# %% ../../nbs/10_initializing.ipynb #cell-50
+# %% ../../nbs/10_initializing.ipynb #cell-54
 class LayerNorm(nn.Module):
     "Normalise each item over its last dimensions ([Ba et al., 2016](https://arxiv.org/abs/1607.06450), equation 3)."
     def __init__(self,
@@ -195,7 +204,7 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor: # (..., *normalized_shape), the same shape out
         k = len(self.shape)
         if x.shape[x.ndim - k:] != self.shape: raise ValueError(f"expected a shape that ends with {self.shape}, got {tuple(x.shape)}")
-        return _normalise(x, tuple(range(-k, 0)), self.eps)*self.weight + self.bias
+        return (_normalise(x, tuple(range(-k, 0)), self.eps)*self.weight + self.bias).to(x.dtype)
 
 class GroupNorm(nn.Module):
     "Normalise each item over groups of its channels ([Wu and He, 2018](https://arxiv.org/abs/1803.08494), equation 7)."
@@ -213,4 +222,4 @@ class GroupNorm(nn.Module):
         if x.ndim < 2 or x.shape[1] != self.num_channels: raise ValueError(f"expected shape (n, {self.num_channels}, ...), got {tuple(x.shape)}")
         groups = x.reshape(len(x), self.num_groups, -1) # (n, groups, values)
         x_hat = _normalise(groups, -1, self.eps).reshape(x.shape)
-        return x_hat*_per_channel(self.weight, x) + _per_channel(self.bias, x)
+        return (x_hat*_per_channel(self.weight, x) + _per_channel(self.bias, x)).to(x.dtype)

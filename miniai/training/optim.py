@@ -10,7 +10,6 @@ __all__ = ['BaseOptimizer', 'SGD', 'RMSProp', 'Adam', 'AdamW', 'descend', 'plot_
 import base64
 import io
 import math
-import re
 from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any
@@ -19,11 +18,13 @@ from PIL import Image
 from torch import Tensor, optim
 from .learner import Callback
 
-# %% ../../nbs/11_optimizers.ipynb #cell-9
+# %% ../../nbs/11_optimizers.ipynb #cell-17
 _RANGES = {"lr": "a finite number of at least 0", "wd": "a finite number of at least 0", "eps": "a finite number above 0",
            "momentum": "a number in [0, 1)", "sqr_mom": "a number in [0, 1)", "betas": "two numbers in [0, 1)"}
 
-def _number(x): return isinstance(x, (Real, Tensor)) and not isinstance(x, bool) and math.isfinite(x)
+def _number(x):
+    if isinstance(x, Tensor): return x.numel() == 1 and math.isfinite(x)
+    return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
 
 def _fits(name, value):
     "Tell whether a hyper-parameter is in its range."
@@ -37,14 +38,19 @@ def _check_hypers(hypers):
     for name, value in hypers.items():
         if name in _RANGES and not _fits(name, value): raise ValueError(f"expected {name} to be {_RANGES[name]}, got {value!r}")
 
-def _listed(params): return [params] if isinstance(params, Tensor) else list(params)
+def _check_group(group, defaults):
+    "Raise for a group of parameters that is none, or says what nobody would read."
+    if not isinstance(group, dict) or "params" not in group: raise ValueError(f"expected a group to be a dict with params, got {group!r}")
+    unknown = sorted(group.keys() - defaults.keys() - {"params", "param_names", "initial_lr"}) # the last two are PyTorch's own
+    if unknown: raise ValueError(f"expected a group to name some of {', '.join(defaults)}, got {', '.join(unknown)}")
+    _check_hypers(defaults | group)
 
 def _kept(state, name, p):
     "What is remembered for a parameter under a name; zeros at first."
     if name not in state: state[name] = torch.zeros_like(p)
     return state[name]
 
-# %% ../../nbs/11_optimizers.ipynb #cell-10
+# %% ../../nbs/11_optimizers.ipynb #cell-18
 class BaseOptimizer(optim.Optimizer):
     "The bookkeeping of an optimiser: groups, state and checks; a subclass defines `update`."
     def __init__(self,
@@ -52,15 +58,15 @@ class BaseOptimizer(optim.Optimizer):
         **hypers: Any, # Hyper-parameters by name, for all groups that do not have their own
     ):
         if isinstance(params, Tensor): raise ValueError("expected a list of parameters, got a single tensor")
-        params = [p | {"params": _listed(p["params"])} if isinstance(p, dict) else p for p in params]
-        if not any(p["params"] if isinstance(p, dict) else True for p in params):
+        params = [dict(p) if isinstance(p, dict) else p for p in params] # copies: PyTorch writes into the groups it is given
+        if params: super().__init__(params, hypers)
+        if not params or not any(group["params"] for group in self.param_groups):
             raise ValueError("expected at least one parameter, got none (model.parameters() can be read only once)")
-        super().__init__(params, hypers)
 
     def add_param_group(self, param_group: dict) -> None:
-        "Add parameters with hyper-parameters of their own."
+        "Add parameters with hyper-parameters of their own; a group that is refused leaves the others as they were."
+        _check_group(param_group, self.defaults)
         super().add_param_group(param_group)
-        _check_hypers(self.param_groups[-1])
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -82,17 +88,21 @@ class BaseOptimizer(optim.Optimizer):
                 self.update(p, p.grad, self.state[p], **hypers)
         return loss
 
+    def state_dict(self) -> dict:
+        "Whose state this is, the groups, and what is remembered, as plain numbers and tensors."
+        return super().state_dict() | {"kind": type(self).__name__}
+
     def load_state_dict(self, state_dict: dict) -> None:
         "Go on from where another optimiser of the same kind was; `ValueError` if this is another's state."
+        kind = state_dict.get("kind", "somebody who does not say who")
+        if kind != type(self).__name__: raise ValueError(f"expected the state of {type(self).__name__}, got that of {kind}")
         shapes = [p.shape for group in self.param_groups for p in group["params"]]
-        for group in state_dict["param_groups"]:
-            if missing := self.defaults.keys() - group.keys(): raise ValueError(f"expected the state of {type(self).__name__}, got groups without {', '.join(sorted(missing))}")
         for i, state in state_dict["state"].items():
             for name, x in state.items():
                 if isinstance(x, Tensor) and (i >= len(shapes) or x.shape != shapes[i]): raise ValueError(f"expected the state of a model of the same shapes, got {name} of shape {tuple(x.shape)} for parameter {i}")
         super().load_state_dict(state_dict)
 
-# %% ../../nbs/11_optimizers.ipynb #cell-16
+# %% ../../nbs/11_optimizers.ipynb #cell-20
 class SGD(BaseOptimizer):
     "Gradient descent with momentum ([Polyak, 1964](https://doi.org/10.1016/0041-5553(64)90137-5)) and weight decay."
     def __init__(self,
@@ -107,7 +117,7 @@ class SGD(BaseOptimizer):
         if momentum: g = _kept(state, "avg", p).mul_(momentum).add_(g)
         p.add_(g, alpha=-lr)
 
-# %% ../../nbs/11_optimizers.ipynb #cell-22
+# %% ../../nbs/11_optimizers.ipynb #cell-26
 class RMSProp(BaseOptimizer):
     "Gradients divided by their usual size (Hinton, lecture 6e, 2012)."
     def __init__(self,
@@ -123,7 +133,7 @@ class RMSProp(BaseOptimizer):
         sqr_avg = _kept(state, "sqr_avg", p).mul_(sqr_mom).addcmul_(g, g, value=1 - sqr_mom)
         p.addcdiv_(g, sqr_avg.sqrt().add_(eps), value=-lr)
 
-# %% ../../nbs/11_optimizers.ipynb #cell-28
+# %% ../../nbs/11_optimizers.ipynb #cell-32
 class Adam(BaseOptimizer):
     "Momentum divided by the usual size of the gradients ([Kingma and Ba, 2015](https://arxiv.org/abs/1412.6980), algorithm 1)."
     def __init__(self,
@@ -143,7 +153,7 @@ class Adam(BaseOptimizer):
         size = (sqr_avg.sqrt()/math.sqrt(1 - beta2**t)).add_(eps)
         p.addcdiv_(avg, size, value=-lr/(1 - beta1**t))
 
-# %% ../../nbs/11_optimizers.ipynb #cell-32
+# %% ../../nbs/11_optimizers.ipynb #cell-36
 class AdamW(Adam):
     "Adam whose weights fade apart from the gradient ([Loshchilov and Hutter, 2019](https://arxiv.org/abs/1711.05101), algorithm 2)."
     def __init__(self,
@@ -158,7 +168,7 @@ class AdamW(Adam):
         p.mul_(1 - lr*wd)
         super().update(p, g, state, lr, 0., betas, eps)
 
-# %% ../../nbs/11_optimizers.ipynb #cell-49
+# %% ../../nbs/11_optimizers.ipynb #cell-55
 def descend(
     f: Callable[[Tensor, Tensor], Tensor], # The loss of two parameters
     start: tuple[float, float], # Where to begin
@@ -174,7 +184,7 @@ def descend(
         path.append(xy.detach().clone())
     return torch.stack(path)
 
-# %% ../../nbs/11_optimizers.ipynb #cell-56
+# %% ../../nbs/11_optimizers.ipynb #cell-62
 def plot_landscape(
     f: Callable[[Tensor, Tensor], Tensor], # The loss of two parameters
     paths: dict[str, Tensor], # Name to places, (n, 2)
@@ -182,23 +192,29 @@ def plot_landscape(
     ylim: tuple[float, float], # Lower and upper end of the map
     title: str = "", # Above the map
     ax: Any = None, # Matplotlib axes; new ones when None
-) -> list: # One line for each path, which an animation may change
+    lowest: tuple[float, float] | None = None, # The minimum, marked with a star
+) -> list: # One line for each path
     "Draw the heights of a loss as a map, and ways across it."
     import matplotlib.pyplot as plt
     if ax is None: _, ax = plt.subplots(figsize=(5, 3.5))
     x, y = torch.meshgrid(torch.linspace(*xlim, 100), torch.linspace(*ylim, 100), indexing="xy")
     heights = f(x, y)
     ax.contour(x, y, (heights - heights.min() + 1e-2).log(), 9, colors="silver", linewidths=0.6)
+    if lowest is not None: ax.plot(*lowest, "*", color="black", markersize=10, zorder=3)
     lines = [ax.plot(*path.T, ".-", markersize=3, linewidth=1, label=name)[0] for name, path in paths.items()]
+    for line, path in zip(lines, paths.values()): ax.plot(*path[-1], "o", markersize=6, color=line.get_color())
     ax.set(title=title, xlim=xlim, ylim=ylim, xlabel="first parameter", ylabel="second parameter")
     return lines
 
-# %% ../../nbs/11_optimizers.ipynb #cell-59
-def _fewer_colours(match, n=32):
-    "Draw an embedded PNG with `n` colours, which makes it several times as small."
+# %% ../../nbs/11_optimizers.ipynb #cell-65
+def _gif(frames, seconds):
+    "Frames, all of one size, as an animated GIF in the colours of the last; that one is shown for longer."
+    colours = frames[-1].quantize(128, method=Image.Quantize.FASTOCTREE)
+    frames = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
+    durations = [round(1000*seconds)]*(len(frames) - 1) + [2000]
     file = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(match[1].replace("\\\n", "")))).convert("RGB").quantize(n).save(file, "png", optimize=True)
-    return f"base64,{base64.b64encode(file.getvalue()).decode()}"
+    frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return file.getvalue()
 
 def animate_landscape(
     f: Callable[[Tensor, Tensor], Tensor], # The loss of two parameters
@@ -206,26 +222,28 @@ def animate_landscape(
     xlim: tuple[float, float], # Left and right end of the map
     ylim: tuple[float, float], # Lower and upper end of the map
     title: str = "", # Above the map
-    n_frames: int = 25, # Pictures in the film
-    dpi: int = 60, # Dots per inch
-) -> str: # A page with buttons, for `IPython.display.HTML`
+    n_frames: int = 25, # Pictures in the film, at least 1
+    dpi: int = 72, # Dots per inch
+    lowest: tuple[float, float] | None = None, # The minimum, marked with a star
+) -> str: # An image that moves, for `IPython.display.HTML`
     "Make a film of optimisers on their way."
     import matplotlib.pyplot as plt
-    from matplotlib import animation
-    n_steps = max(map(len, paths.values())) - 1
-    fig, ax = plt.subplots(figsize=(5.5, 4), dpi=dpi, layout="constrained")
-    lines = plot_landscape(f, paths, xlim, ylim, title, ax)
-    ax.legend(loc="upper right", fontsize=8)
-    def draw(i):
+    if n_frames < 1: raise ValueError(f"expected at least one frame, got {n_frames}")
+    n_steps, frames = max(map(len, paths.values())) - 1, []
+    fig, ax = plt.subplots(figsize=(7.5, 4))
+    fig.subplots_adjust(right=0.75, bottom=0.14)
+    for i in range(n_frames):
         step = round(n_steps*(i/max(n_frames - 1, 1))**1.5) # slowly at first, where most happens
-        for line, path in zip(lines, paths.values()): line.set_data(*path[:step + 1].T)
-        ax.set_title(f"{title}, step {step}")
-    with plt.rc_context({"savefig.dpi": dpi}):
-        page = animation.FuncAnimation(fig, draw, frames=n_frames, interval=150).to_jshtml(default_mode="once")
+        ax.clear()
+        plot_landscape(f, {name: path[:step + 1] for name, path in paths.items()}, xlim, ylim, f"{title}, step {step}", ax, lowest)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1), markerscale=3)
+        file = io.BytesIO()
+        fig.savefig(file, format="png", dpi=dpi, bbox_inches=None)
+        frames.append(Image.open(file).convert("RGB"))
     plt.close(fig)
-    return re.sub(r'base64,([^"]+)', _fewer_colours, page)
+    return f'<img src="data:image/gif;base64,{base64.b64encode(_gif(frames, 0.15)).decode()}">'
 
-# %% ../../nbs/11_optimizers.ipynb #cell-71
+# %% ../../nbs/11_optimizers.ipynb #cell-79
 def anneal(
     start: float, # Value at the beginning
     end: float, # Value at the end
@@ -234,7 +252,7 @@ def anneal(
     "Go from one value to another along half a cosine ([Loshchilov and Hutter, 2017](https://arxiv.org/abs/1608.03983), equation 5)."
     return end + (start - end)*(1 + math.cos(math.pi*min(max(pos, 0.), 1.)))/2
 
-# %% ../../nbs/11_optimizers.ipynb #cell-74
+# %% ../../nbs/11_optimizers.ipynb #cell-82
 def one_cycle(
     step: int, # Number of the step, from 0
     n_steps: int, # How many there are
@@ -249,7 +267,7 @@ def one_cycle(
     if step < turn: return anneal(start, peak, step/turn)
     return anneal(peak, end, (step - turn)/(n_steps - 1 - turn))
 
-# %% ../../nbs/11_optimizers.ipynb #cell-78
+# %% ../../nbs/11_optimizers.ipynb #cell-86
 class Schedule:
     "Sets hyper-parameters of all groups of an optimiser as functions of the step."
     def __init__(self,
@@ -264,10 +282,12 @@ class Schedule:
         self._set()
 
     def _set(self):
-        for group in self.opt.param_groups:
-            for name, value in self.values.items():
-                if name == "momentum" and "betas" in group: group["betas"] = (value(self.t), group["betas"][1])
-                else: group[name] = value(self.t)
+        for name, f in self.values.items():
+            value = f(self.t)
+            _check_hypers({name: value})
+            for group in self.opt.param_groups:
+                if name == "momentum" and "betas" in group: group["betas"] = (value, group["betas"][1])
+                else: group[name] = value
 
     def step(self) -> None:
         "Go on by one step."
@@ -281,29 +301,48 @@ class Schedule:
         self.t = state["t"]
         self._set()
 
-# %% ../../nbs/11_optimizers.ipynb #cell-85
+# %% ../../nbs/11_optimizers.ipynb #cell-95
 class BaseSchedCB(Callback):
     "Makes a schedule for the optimiser of a fit; a subclass says when it steps."
+    order = 2 # after those who look at the step just taken, such as RecorderCB
     def __init__(self,
         sched: Callable[[optim.Optimizer], Any], # The optimiser to a schedule: has `step`, `state_dict`, `load_state_dict`
     ):
         if not callable(sched): raise ValueError(f"expected a function of the optimiser, such as partial(OneCycleLR, max_lr=0.1, total_steps=100), got {type(sched).__name__}")
         self.sched = sched
-    def before_fit(self, learn): self.schedo = self.sched(learn.opt)
+
+    def before_fit(self, learn):
+        self.schedo = self.sched(learn.opt)
+        missing = [name for name in ("step", "state_dict", "load_state_dict") if not hasattr(self.schedo, name)]
+        if missing: raise ValueError(f"expected a function that returns a schedule, got {type(self.schedo).__name__}, which has no {', '.join(missing)}")
+
     def _step(self, learn):
-        if learn.training: self.schedo.step()
+        try: self.schedo.step()
+        except ValueError as e:
+            raise ValueError(f"the schedule of {type(self).__name__} failed in epoch {learn.epoch}: {e}; for a step with each batch it is made for epochs * len(dls.train) steps, for one with each epoch for epochs") from e
+
     def state_dict(self): return self.schedo.state_dict()
     def load_state_dict(self, state): self.schedo.load_state_dict(state)
 
 class BatchSchedCB(BaseSchedCB):
-    "A schedule that steps after each training batch."
-    def after_batch(self, learn): self._step(learn)
+    "A schedule that steps after each step of the optimiser: with each training batch, where none is skipped and no gradients are collected."
+    def after_step(self, learn): self._step(learn)
 
 class EpochSchedCB(BaseSchedCB):
     "A schedule that steps after each training epoch."
-    def after_epoch(self, learn): self._step(learn)
+    def before_fit(self, learn):
+        super().before_fit(learn)
+        n = getattr(self.schedo, "total_steps", 0) # PyTorch's 1-cycle has it
+        if n > learn.n_epochs: raise ValueError(f"expected a schedule of at most {learn.n_epochs} steps, one for each epoch, got one of {n}; with each batch BatchSchedCB steps")
 
-# %% ../../nbs/11_optimizers.ipynb #cell-87
+    def after_epoch(self, learn):
+        if learn.training: self._step(learn)
+
+# %% ../../nbs/11_optimizers.ipynb #cell-97
+def _plain(x):
+    "Numbers in the place of tensors, which might hold on to all that they were computed from."
+    return x.tolist() if hasattr(x, "tolist") else [_plain(i) for i in x] if isinstance(x, (list, tuple)) else x
+
 class RecorderCB(Callback):
     "Records anything after each step: functions of the recorder, which has `learn` and `pg`, the first group of the optimiser."
     def __init__(self,
@@ -319,9 +358,7 @@ class RecorderCB(Callback):
     def cleanup_fit(self, learn): self.learn = None # do not keep a model alive
 
     def after_step(self, learn):
-        for name, f in self.d.items():
-            value = f(self)
-            self.recs[name].append(value.tolist() if hasattr(value, "tolist") else value)
+        for name, f in self.d.items(): self.recs[name].append(_plain(f(self)))
 
     def plot(self,
         figsize: tuple[float, float] | None = None, # Of the whole, in inches
@@ -331,7 +368,7 @@ class RecorderCB(Callback):
         fig, axs = plt.subplots(1, len(self.recs), figsize=figsize or (4*len(self.recs), 2.8), squeeze=False)
         for ax, (name, values) in zip(axs[0], self.recs.items()):
             ax.plot(values)
-            ax.set(title=name, xlabel="step", ylabel=name)
+            ax.set(title=f"{name} over {len(values)} steps", xlabel="step", ylabel=name)
         fig.tight_layout()
         return axs[0]
 
