@@ -158,7 +158,7 @@ def _complaint(argv: list[str], error: str) -> str:
 def _recipe_help(name):
     "The recipes there are, or the options of one, which Fire cannot know."
     if name.startswith("-"): text = "\n".join(["miniai train NAME [OPTIONS], where NAME is one of", *[f"  {r}" for r in RECIPES], "and `miniai train NAME --help` lists its options"])
-    else: text = f"miniai train {name}: {find_recipe(name).help()}"
+    else: text = f"miniai train {name}: {find_recipe(name).help(out=f'runs/{name}')}"
     return Job(lambda: print(text) or 0)
 
 def understand(

@@ -18,6 +18,7 @@ from fastcore.basics import noop, patch
 from matplotlib.axes import Axes
 from torch import Tensor
 from ..tools.plotting import show_images
+from .batches import _at_least
 from .init import BatchTransformCB, _eval_mode
 from .learner import Callback, CancelFitException, Learner, random_state, set_random_state
 
@@ -72,15 +73,12 @@ def _pixels_at(x, rows, cols):
     b, c = (torch.arange(n, device=x.device) for n in x.shape[:2])
     return x[b[:, None, None, None], c[:, None, None], rows[:, None, :, None], cols[:, None, None, :]]
 
-def _whole(name, value, low):
-    if not isinstance(value, int) or value < low: raise ValueError(f"expected {name} to be a whole number, at least {low}, got {value!r}")
-
 class RandCrop:
     "Shifts each picture of a batch (b, c, h, w) by a random number of pixels; its smallest value comes in."
     def __init__(self,
         pad: int = 2, # At most so many pixels in each direction
     ):
-        _whole("pad", pad, 0)
+        _at_least("pad", pad, 0)
         self.pad = pad
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -99,7 +97,7 @@ class _Patches:
         max_num: int = 4, # At most so many in a picture
     ):
         if not 0 < pct <= 1: raise ValueError(f"expected pct above 0 and at most 1, got {pct!r}")
-        _whole("max_num", max_num, 0)
+        _at_least("max_num", max_num, 0)
         self.pct, self.max_num = pct, max_num
 
     def _corner(self, x, generator):
@@ -148,9 +146,10 @@ class AugmentCB(BatchTransformCB):
         super().__init__(self._transform, on_train=True, on_val=False)
         self.tfms, self.seed, self._generator, self._saved = tfms, seed, None, None
 
-    def before_epoch(self, learn):
+    def before_batch(self, learn):
         for t in self.tfms:
             if hasattr(t, "set_epoch"): t.set_epoch(learn.epoch)
+        super().before_batch(learn)
 
     def _transform(self, batch):
         x, *rest = batch
@@ -176,7 +175,7 @@ def _looking(
     *loaders: Any, # Whose random streams are put back, too
 ) -> Iterator[None]:
     before, streams = dict(vars(learn)), random_state(*loaders)
-    cbs = [cb for cb in learn.cbs if cb.order < 0 or hasattr(cb, "predict")]
+    cbs, grads = [cb for cb in learn.cbs if cb.trains], [(p, p.grad) for p in learn.model.parameters()]
     states = [(cb, cb.state_dict()) for cb in cbs if hasattr(cb, "state_dict")]
     learn.cbs, learn.opt_func = cbs, None
     try:
@@ -186,6 +185,7 @@ def _looking(
         vars(learn).update(before)
         set_random_state(streams, *loaders)
         for cb, state in states: cb.load_state_dict(state)
+        for p, grad in grads: p.grad = grad
 
 class _KeepBatch(Callback):
     "Keeps the first batch and goes no further."
@@ -238,7 +238,7 @@ class Mixup:
         n_out: int = 10, # Classes
     ):
         rand_beta(0, alpha) # checks it
-        _whole("n_out", n_out, 2)
+        _at_least("n_out", n_out, 2)
         self.alpha, self.n_out = alpha, n_out
 
     def __call__(self,
