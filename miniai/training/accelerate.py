@@ -60,32 +60,33 @@ class MixedPrecision(TrainCB):
         with self._autocast(): preds = self._model(learn)(*learn.batch[:self.n_inp])
         learn.preds = _each(_widen, preds)
 
-    def get_loss(self, learn):
-        with self._autocast(): super().get_loss(learn)
-
     def backward(self, learn): self.scaler.scale(learn.loss).backward()
     def after_backward(self, learn): self.scaler.unscale_(learn.opt)
     def step(self, learn):
+        scale = self.scaler.get_scale()
         self.scaler.step(learn.opt)
         self.scaler.update()
+        if self.scaler.get_scale() < scale: # some gradient was not finite, and no step was taken
+            learn.zero_grad()
+            raise CancelStepException
 
     def state_dict(self): return {"scaler": self.scaler.state_dict() if self.scaler else None}
     def load_state_dict(self, state):
         if state["scaler"] is not None: self.scaler.load_state_dict(state["scaler"])
 
-# %% ../../nbs/14_accelerate.ipynb #cell-27
+# %% ../../nbs/14_accelerate.ipynb #cell-29
 class ChannelsLastCB(Callback):
     "Keeps the numbers of a pixel side by side in memory: the model's and each batch's tensors with four axes."
     order = -3 # after those who make the batch
     def before_fit(self, learn): learn.model.to(memory_format=torch.channels_last)
     def before_batch(self, learn): learn.batch = _each(lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t, learn.batch)
 
-# %% ../../nbs/14_accelerate.ipynb #cell-38
+# %% ../../nbs/14_accelerate.ipynb #cell-40
 class GradAccumCB(Callback):
     "Collects the gradients of `n` batches for each step, so that it is the step of one batch as large as all of them."
     order = -3 # before the gradients are unscaled, clipped and looked at, and before a batch is cut into parts
     def __init__(self,
-        n: int, # Batches for a step; an epoch ends with a step, also when fewer are left
+        n: int, # Batches for a step; fewer for the last step of an epoch, if the loader knows its length
     ):
         _at_least("n", n, 1)
         self.n = n
@@ -120,7 +121,7 @@ class GradAccumCB(Callback):
             learn.model.zero_grad()
             self._start()
 
-# %% ../../nbs/14_accelerate.ipynb #cell-48
+# %% ../../nbs/14_accelerate.ipynb #cell-50
 class GradClipCB(Callback):
     "Shortens gradients that are longer than `max_norm` ([Pascanu et al., 2013](https://arxiv.org/abs/1211.5063), algorithm 1), and records how long each was."
     def __init__(self,
@@ -134,9 +135,9 @@ class GradClipCB(Callback):
     def state_dict(self): return {"norms": self.norms}
     def load_state_dict(self, state): self.norms = list(state["norms"])
 
-# %% ../../nbs/14_accelerate.ipynb #cell-60
+# %% ../../nbs/14_accelerate.ipynb #cell-62
 class EMACB(Callback):
-    "Keeps an average of the weights and buffers, which is measured and kept at the end ([Polyak and Juditsky, 1992](https://doi.org/10.1137/0330046))."
+    "Keeps an exponential average of the weights and buffers, which is measured and kept at the end (after [Polyak and Juditsky, 1992](https://doi.org/10.1137/0330046), who take the plain mean)."
     order = 50 # after all who change the weights, before CheckpointCB
     def __init__(self,
         decay: float = 0.999, # How much of the average is kept at an update, in [0, 1)
@@ -184,7 +185,7 @@ class EMACB(Callback):
         self.steps, self.n = state["steps"], state["n"]
         for name, t in self.avg.items(): t.copy_(state["avg"][name])
 
-# %% ../../nbs/14_accelerate.ipynb #cell-70
+# %% ../../nbs/14_accelerate.ipynb #cell-73
 def part_of(
     n: int, # Items of a batch
     i: int, # Number of the process, from 0
@@ -193,7 +194,7 @@ def part_of(
     "Cut a batch into contiguous parts."
     return slice(n*i//n_parts, n*(i + 1)//n_parts)
 
-# %% ../../nbs/14_accelerate.ipynb #cell-75
+# %% ../../nbs/14_accelerate.ipynb #cell-78
 def n_processes() -> int:
     "Tell how many processes were started together; `ValueError` where several were asked for and only one is started."
     if "RANK" not in os.environ and "MASTER_ADDR" in os.environ and os.environ.get("ACCELERATE_USE_CPU") == "True":
@@ -215,13 +216,14 @@ def _accelerator():
     if started > 1: atexit.register(acc.end_training)
     return acc
 
+# %% ../../nbs/14_accelerate.ipynb #cell-81
 def _mark(t):
     "A number that tells batches apart, and notices another order too."
     rows = t.double().nan_to_num().reshape(len(t) if t.ndim else 1, -1).sum(1)
     return (rows @ torch.arange(1., len(rows) + 1, dtype=torch.float64, device=t.device)).item()
 
-class AccelerateCB(MixedPrecision):
-    "Trains one model in all processes that `torchrun` or `accelerate launch` started, each on its part of every batch; in one process it changes nothing."
+class _SharedData(MixedPrecision):
+    "Gives each process its part of every batch, and the wrapped model to train."
     def __init__(self,
         n_inp: int = 1, # So many entries of a batch go into the model, the others into the loss
         mixed_precision: str = "no", # `no`, `bf16` or `fp16`
@@ -229,25 +231,13 @@ class AccelerateCB(MixedPrecision):
         dtypes = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
         if mixed_precision not in dtypes: raise ValueError(f"expected mixed_precision to be no, bf16 or fp16, got {mixed_precision!r}")
         super().__init__(n_inp, dtypes[mixed_precision])
-        self.acc, self.wrapped, self.states = _accelerator(), None, None
+        self.acc, self.wrapped = _accelerator(), None
         self.i, self.n_parts = self.acc.process_index, self.acc.num_processes
 
     def before_fit(self, learn):
         learn.model.to(self.acc.device)
         super().before_fit(learn)
-        self.wrapped = self.acc.prepare_model(learn.model) if self.n_parts > 1 else learn.model # takes the weights of process 0
-        self.states = None # a checkpoint may bring some, right after this
-        self._part_streams()
-
-    def _part_streams(self):
-        "Let dropout and the like differ from process to process."
-        if self.i: torch.manual_seed(torch.randint(2**31, ()).item() + self.i)
-
-    def before_epoch(self, learn):
-        if self.states is None: return
-        if len(self.states) == self.n_parts: set_random_state(self.states[self.i])
-        else: self._part_streams()
-        self.states = None
+        self.wrapped = None
 
     def before_batch(self, learn):
         learn.batch = to_device(learn.batch, self.acc.device)
@@ -269,8 +259,18 @@ class AccelerateCB(MixedPrecision):
         raise ValueError(f"expected all processes to make the same batches, but they differ in {', '.join(names) or 'what is in the batch'}: "
                          "give loaders and random transforms a generator with the same seed, and all machines the same checkpoint folder")
 
-    def _model(self, learn): return self.wrapped if learn.training else learn.model
+    def _model(self, learn):
+        if self.n_parts == 1 or not learn.training: return learn.model
+        if self.wrapped is None: self.wrapped = self.acc.prepare_model(learn.model)
+        return self.wrapped
 
+    def cleanup_fit(self, learn):
+        self.wrapped = None
+        if self.n_parts > 1: self.acc.free_memory()
+
+# %% ../../nbs/14_accelerate.ipynb #cell-85
+class _SharedLoss(_SharedData):
+    "Weighs losses, gradients and the statistics of batch norm by the items of each process."
     def get_loss(self, learn):
         super().get_loss(learn)
         if self.n_parts == 1: return
@@ -284,27 +284,51 @@ class AccelerateCB(MixedPrecision):
 
     @torch.no_grad()
     def _average_buffers(self, learn):
-        "Let all processes have the same statistics of batch norm: the mean of theirs."
+        "Let all processes have the same statistics of batch norm: the mean of theirs, weighted by items."
         buffers = [b for b in learn.model.buffers() if b.is_floating_point()]
         if not buffers: return
-        flat = self.acc.reduce(torch.cat([b.flatten() for b in buffers]), "mean")
+        flat = self.acc.reduce(torch.cat([b.flatten().double() for b in buffers])*(self.mine/self.size), "sum")
         for b, new in zip(buffers, flat.split([b.numel() for b in buffers])): b.copy_(new.view_as(b))
 
+# %% ../../nbs/14_accelerate.ipynb #cell-89
+class _SharedPreds(_SharedLoss):
+    "Puts the predictions of all processes together."
     def after_batch(self, learn):
-        if self.n_parts > 1: learn.batch, learn.preds = self.whole, _each(self._gather, learn.preds)
+        if self.n_parts == 1: return
+        learn.batch, fits = self.whole, []
+        _each(lambda t: fits.append(t.ndim > 0 and len(t) == max(self.mine, 1)), learn.preds)
+        if not fits: return
+        votes = self.acc.reduce(torch.tensor(fits, dtype=torch.float32, device=self.acc.device), "sum").tolist()
+        gathered = iter([n == self.n_parts for n in votes])
+        learn.preds = _each(lambda t: self._gather(t) if next(gathered) else t, learn.preds)
 
     def _gather(self, t):
         "Put the parts of all processes together."
-        if not t.ndim or len(t) != max(self.mine, 1): return t
         parts = [part_of(self.size, i, self.n_parts) for i in range(self.n_parts)]
         sizes = [p.stop - p.start for p in parts]
         t = torch.cat([t, t[-1:]]) if len(t) < max(sizes) else t # all must send the same shape
         gathered = self.acc.gather(t.detach().contiguous()).split(max(sizes))
         return torch.cat([part[:size] for part, size in zip(gathered, sizes)])
 
-    def cleanup_fit(self, learn):
-        self.wrapped = None
-        if self.n_parts > 1: self.acc.free_memory()
+# %% ../../nbs/14_accelerate.ipynb #cell-93
+class AccelerateCB(_SharedPreds):
+    "Trains one model in all processes that `torchrun` or `accelerate launch` started, each on its part of every batch; in one process it changes nothing."
+    states = None # of the random streams, from a checkpoint
+
+    def before_fit(self, learn):
+        super().before_fit(learn)
+        self.states = None # a checkpoint may bring some, right after this
+        self._part_streams()
+
+    def _part_streams(self):
+        "Let dropout and the like differ from process to process."
+        if self.i: torch.manual_seed(torch.randint(2**31, ()).item() + self.i)
+
+    def before_epoch(self, learn):
+        if self.states is None: return
+        if len(self.states) == self.n_parts: set_random_state(self.states[self.i])
+        else: self._part_streams()
+        self.states = None
 
     def state_dict(self):
         from accelerate.utils import gather_object

@@ -91,7 +91,7 @@ class CancelBatchException(Exception):
     "Ends the batch here: no `after_batch`, but `cleanup_batch`."
 
 class CancelStepException(Exception):
-    "Leaves out the step, raised in `after_backward`: the gradients go on adding up, and the batch goes on to `after_batch`."
+    "Leaves out the step, raised in `after_backward` or by `step` itself: no `after_step`, the gradients stay, and the batch goes on to `after_batch`."
 
 # %% ../../nbs/08_learner.ipynb #cell-18
 _CANCEL = {"fit": CancelFitException, "epoch": CancelEpochException, "batch": CancelBatchException}
@@ -192,9 +192,10 @@ class Learner:
     def _learn(self):
         "Go backward and take a step, unless somebody says: not yet."
         self.backward()
-        try: self.callback("after_backward")
+        try:
+            self.callback("after_backward")
+            self.step()
         except CancelStepException: return
-        self.step()
         self.callback("after_step")
         self.zero_grad()
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, optim
+from ..tools import plotting
 from .learner import Callback
 
 # %% ../../nbs/11_optimizers.ipynb #cell-17
@@ -206,16 +207,7 @@ def plot_landscape(
     ax.set(title=title, xlim=xlim, ylim=ylim, xlabel="first parameter", ylabel="second parameter")
     return lines
 
-# %% ../../nbs/11_optimizers.ipynb #cell-65
-def _gif(frames, seconds):
-    "Frames, all of one size, as an animated GIF in the colours of the last; that one is shown for longer."
-    colours = frames[-1].quantize(128, method=Image.Quantize.FASTOCTREE)
-    frames = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
-    durations = [round(1000*seconds)]*(len(frames) - 1) + [2000]
-    file = io.BytesIO()
-    frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    return file.getvalue()
-
+# %% ../../nbs/11_optimizers.ipynb #cell-66
 def animate_landscape(
     f: Callable[[Tensor, Tensor], Tensor], # The loss of two parameters
     paths: dict[str, Tensor], # Name to places, (n, 2)
@@ -241,9 +233,9 @@ def animate_landscape(
         fig.savefig(file, format="png", dpi=dpi, bbox_inches=None)
         frames.append(Image.open(file).convert("RGB"))
     plt.close(fig)
-    return f'<img src="data:image/gif;base64,{base64.b64encode(_gif(frames, 0.15)).decode()}">'
+    return f'<img src="data:image/gif;base64,{base64.b64encode(plotting.gif(frames, 0.15)).decode()}">'
 
-# %% ../../nbs/11_optimizers.ipynb #cell-79
+# %% ../../nbs/11_optimizers.ipynb #cell-80
 def anneal(
     start: float, # Value at the beginning
     end: float, # Value at the end
@@ -252,7 +244,7 @@ def anneal(
     "Go from one value to another along half a cosine ([Loshchilov and Hutter, 2017](https://arxiv.org/abs/1608.03983), equation 5)."
     return end + (start - end)*(1 + math.cos(math.pi*min(max(pos, 0.), 1.)))/2
 
-# %% ../../nbs/11_optimizers.ipynb #cell-82
+# %% ../../nbs/11_optimizers.ipynb #cell-83
 def one_cycle(
     step: int, # Number of the step, from 0
     n_steps: int, # How many there are
@@ -267,7 +259,7 @@ def one_cycle(
     if step < turn: return anneal(start, peak, step/turn)
     return anneal(peak, end, (step - turn)/(n_steps - 1 - turn))
 
-# %% ../../nbs/11_optimizers.ipynb #cell-86
+# %% ../../nbs/11_optimizers.ipynb #cell-87
 class Schedule:
     "Sets hyper-parameters of all groups of an optimiser as functions of the step."
     def __init__(self,
@@ -301,7 +293,7 @@ class Schedule:
         self.t = state["t"]
         self._set()
 
-# %% ../../nbs/11_optimizers.ipynb #cell-95
+# %% ../../nbs/11_optimizers.ipynb #cell-96
 class BaseSchedCB(Callback):
     "Makes a schedule for the optimiser of a fit; a subclass says when it steps."
     order = 2 # after those who look at the step just taken, such as RecorderCB
@@ -338,7 +330,7 @@ class EpochSchedCB(BaseSchedCB):
     def after_epoch(self, learn):
         if learn.training: self._step(learn)
 
-# %% ../../nbs/11_optimizers.ipynb #cell-97
+# %% ../../nbs/11_optimizers.ipynb #cell-98
 def _plain(x):
     "Numbers in the place of tensors, which might hold on to all that they were computed from."
     return x.tolist() if hasattr(x, "tolist") else [_plain(i) for i in x] if isinstance(x, (list, tuple)) else x
