@@ -37,6 +37,7 @@ bench: setup ## the benchmarks, side by side with their rivals; tables, JSON and
 	@$(BIN)/miniai bench backprop
 	@$(BIN)/miniai bench loaders
 	@$(BIN)/miniai bench learner
+	@$(BIN)/miniai bench samplers
 
 export: setup ## after changing a chapter: write the package anew and clean the notebooks
 	@$(BIN)/nbdev_export

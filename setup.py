@@ -20,7 +20,7 @@ setup(
     url=cfg["git_url"],
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["miniai", "miniai.*"]),
-    include_package_data=True,
+    package_data={"miniai": ["weights/*.safetensors"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split(), "distributed": cfg["distributed_requirements"].split()},

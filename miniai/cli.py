@@ -59,6 +59,7 @@ BENCHMARKS = { # Name to the module and function that measure it
     "backprop": ("miniai.foundations.layers", "bench_backprop"),
     "loaders": ("miniai.training.batches", "bench_loaders"),
     "learner": ("miniai.training.learner", "bench_learner"),
+    "samplers": ("miniai.diffusion.samplers", "bench_samplers"),
 }
 
 def run_bench(
@@ -82,6 +83,7 @@ def run_bench(
 RECIPES = { # Name to the module and class of a training
     "fashion_mnist": ("miniai.training.recipes", "FashionMNIST"),
     "mnist": ("miniai.training.recipes", "MNIST"),
+    "ddpm": ("miniai.diffusion.recipes", "DDPM"),
 }
 
 def find_recipe(
@@ -125,7 +127,7 @@ class Commands:
         return Job(do)
 
     def bench(self,
-        name: str, # matmul, cluster, backprop, loaders or learner
+        name: str, # matmul, cluster, backprop, loaders, learner or samplers
         *,
         out: str = "bench", # Folder for the numbers (JSON) and the plot
     ) -> Job:
@@ -135,7 +137,7 @@ class Commands:
         return Job(lambda: run_bench(name, folder or "."))
 
     def train(self,
-        recipe: str, # fashion_mnist or mnist
+        recipe: str, # fashion_mnist, mnist or ddpm
         **options, # Those of the recipe, such as `--epochs 5 --out DIR --seed 0 --resume`; `miniai train fashion_mnist --help` lists them
     ) -> Job:
         "Train a model; checkpoint, log, weights and plot go to a folder (--out DIR)."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'option', 'fingerprint', 'Recipe', 'write_log', 'LogCB', 'plot_training', 'LearnerRecipe', 'read_about',
-           'ImageRecipe', 'FashionMNIST', 'MNIST', 'load_classifier']
+           'name_data', 'ImageRecipe', 'FashionMNIST', 'MNIST', 'load_classifier', 'ship', 'shipped']
 
 # %% ../../nbs/14a_train.ipynb #cell-2
 import csv
@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
+from importlib.resources import files
 from itertools import cycle
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from fastcore.basics import noop
@@ -216,9 +218,9 @@ class LearnerRecipe(Recipe):
     def trainer(self) -> list[Callback]:
         "Who predicts and steps: one process or several, with the numbers we asked for."
         names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-        if self.processes > 1: return [AccelerateCB(self.n_inp, names[self.precision]), ChannelsLastCB()]
+        if self.processes > 1: return [AccelerateCB(self.n_inp, names[self.precision])]
         cb = TrainCB(self.n_inp) if self.precision == "float32" else MixedPrecision(self.n_inp, getattr(torch, self.precision))
-        return [DeviceCB(), cb, ChannelsLastCB()]
+        return [DeviceCB(), cb]
 
     def optimiser(self,
         params: Iterable[nn.Parameter], # Those of the model
@@ -268,6 +270,13 @@ ARCHS: dict[str, Callable[[Tensor | None], nn.Module]] = { # Name to a function 
     "cnn": lambda x: get_model(), # chapter 10: four layers, no norm
 }
 
+def name_data(
+    images: Tensor, # The first ones loaded, uint8 (n, h, w)
+    title: str, # What was asked for
+) -> str:
+    "Say what pictures are: also where digits that we drew took the place of others."
+    return "digits drawn by miniai" if any(images[:8].equal(digits(len(images[:8]), seed)[0]) for seed in range(2)) else title
+
 @dataclass(kw_only=True)
 class ImageRecipe(LearnerRecipe):
     "Train a classifier of small grey pictures."
@@ -289,23 +298,17 @@ class ImageRecipe(LearnerRecipe):
         "Ways to look at a picture, whose predictions are averaged at the end."
         return [noop]
 
-    def name_data(self,
-        images: Tensor, # The first ones loaded, uint8 (n, h, w)
-    ) -> str:
-        "Say what the pictures are: also where digits that we drew took the place of others."
-        return "digits drawn by miniai" if any(images[:8].equal(digits(len(images[:8]), seed)[0]) for seed in range(2)) else self.title
-
     def data(self) -> tuple[str, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         "The name of the data, what is trained on, and what is held out: a twelfth of the training set, or with `final` nothing."
         images, labels = (t[:self.images] for t in self.load("train"))
-        return self.name_data(images), *(((images, labels), (images[:0], labels[:0])) if self.final else holdout(images, labels, n=len(images)//12))
+        return name_data(images, self.title), *(((images, labels), (images[:0], labels[:0])) if self.final else holdout(images, labels, n=len(images)//12))
 
     def learner(self, dls: DataLoaders) -> Learner:
         "Model, loss, optimiser and callbacks, ready to `fit`."
         sample, _ = dls.train.tfm(tuple(t[:2_000] for t in dls.train.tensors)) # of the training set alone
         mixup = [MixupCB(self.mixup, seed=self.seed + 2)] if self.mixup else []
         return self.make_learner(ARCHS[self.arch](sample.cpu()), dls, partial(F.cross_entropy, label_smoothing=self.smoothing),
-            AugmentCB(*self.tfms(), seed=self.seed + 1), *mixup, MetricsCB(Accuracy()))
+            ChannelsLastCB(), AugmentCB(*self.tfms(), seed=self.seed + 1), *mixup, MetricsCB(Accuracy()))
 
     def run(self) -> None:
         "Train, and leave weights, log and plot in the folder."
@@ -354,3 +357,22 @@ def load_classifier(
     model = ARCHS[made["arch"]](None)
     load_weights(model, path)
     return model.eval(), lambda images: (images[:, None].float()/255 - made["mean"])/made["std"]
+
+# %% ../../nbs/14a_train.ipynb #cell-45
+def ship(
+    folder: str | os.PathLike, # Where a `LearnerRecipe` has left its results
+    path: str | os.PathLike, # The file to write, such as `miniai/weights/fashion_classifier.safetensors`
+) -> Path:
+    "Write the weights of a training with 16 bits, and with them all that is known of it."
+    folder = Path(folder)
+    about = read_about(folder/"model.safetensors") | {"made by": json.loads((folder/"options.json").read_text()), "log": (folder/"log.csv").read_text()}
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in safetensors.torch.load_file(folder/"model.safetensors").items()}
+    return write_atomic(path, safetensors.torch.save(weights, {"miniai": json.dumps(about)}))
+
+def shipped(
+    name: str, # Of a file of weights without its ending, such as `fashion_classifier`
+) -> Path: # The safetensors file
+    "Find a file of weights that comes with the package."
+    there = {f.stem: f for f in Path(str(files("miniai")/"weights")).glob("*.safetensors")}
+    if name not in there: raise ValueError(f"no weights {name!r} come with the package; there are: {', '.join(sorted(there)) or 'none'}")
+    return there[name]
