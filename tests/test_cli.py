@@ -39,7 +39,7 @@ def test_help_names_the_commands():
     for words in ((), ("--help",)):
         status, out, err = miniai(*words)
         assert status == 0 and err == ""
-        assert all(name in out for name in ("run", "train", "bench", "version"))
+        assert all(name in out for name in ("run", "train", "sample", "bench", "version")) and "INFO" not in out
 
 def test_help_of_run_names_the_options():
     status, out, _ = miniai("run", "--help")
@@ -82,6 +82,17 @@ def test_version():
     (("train", "mnist", "--out", "nbs/01_fine.ipynb"), ["01_fine.ipynb", "a file"]),
     (("train", "mnist", "--resume", "yes"), ["--resume", "yes"]),
     (("train", "mnist", "fashion_mnist"), ["fashion_mnist"]),
+    (("sample",), ["model"]),
+    (("sample", "cats"), ["cats", "fashion", "mnist"]),
+    (("sample", "fashion", "--label", "boots"), ["no label 'boots'", "Ankle boot"]),
+    (("sample", "fashion", "--label"), ["no label", "Ankle boot"]),
+    (("sample", "mnist", "--label", "10"), ["10", "nine", "from 0 to 9"]),
+    (("sample", "fashion", "--sampler", "magic"), ["--sampler", "magic", "heun"]),
+    (("sample", "fashion", "--steps", "0"), ["--steps", "at least 1", "got 0"]),
+    (("sample", "fashion", "--steps", "many"), ["--steps", "many"]),
+    (("sample", "fashion", "--guidance", "-1"), ["--guidance", "-1"]),
+    (("sample", "fashion", "--colour", "red"), ["--colour", "--label"]),
+    (("sample", "mnist", "7"), ["7"]),
 ])
 def test_mistakes_are_one_line(nbs, words, names):
     status, out, err = miniai(*words, cwd=nbs.parent)
@@ -155,6 +166,24 @@ def test_train_leaves_its_results_and_is_not_overwritten(tmp_path):
 def test_help_of_a_training_names_its_options():
     status, out, err = miniai("train", "fashion_mnist", "--help")
     assert status == 0 and err == "" and all(f"--{o}" in out for o in ("out", "epochs", "arch", "seed", "resume", "lr"))
+
+def test_sample_draws_the_same_from_the_same_seed(tmp_path):
+    words = ("sample", "mnist", "--label", "seven", "--n", "2", "--steps", "2", "--seed", "5")
+    for name in ("a.png", "new/b.png"):
+        status, out, err = miniai(*words, "--out", tmp_path/name, "--animate")
+        assert status == 0 and "Traceback" not in err and f"saved {tmp_path/name}: 2 pictures" in out, out + err
+    assert (tmp_path/"a.png").read_bytes() == (tmp_path/"new"/"b.png").read_bytes()
+    assert (tmp_path/"a.gif").read_bytes() == (tmp_path/"new"/"b.gif").read_bytes()
+    assert miniai(*words[:-1], "6", "--out", tmp_path/"c.jpg")[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gif", "a.png", "c.jpg", "new"]
+
+@pytest.mark.parametrize("out,says", [("held", "endings"), ("held.png", "is a folder"), ("file/x.png", "file is a file"), ("x.docx", "endings")])
+def test_sample_into_what_is_no_picture_file(tmp_path, out, says):
+    for folder in ("held", "held.png"): (tmp_path/folder).mkdir()
+    (tmp_path/"file").write_text("a file")
+    status, said, err = miniai("sample", "mnist", "--n", "1", "--steps", "1", "--out", tmp_path/out)
+    assert status == 1 and said == "" and err.count("\n") == 1 and says in err, err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "held", "held.png"]
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on Unix")
 def test_interrupted_training_goes_on(tmp_path):

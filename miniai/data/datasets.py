@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['IDX_TYPES', 'MNIST', 'FASHION', 'FASHION_NAMES', 'STYLES', 'idx_read', 'write_atomic', 'idx_write', 'download',
-           'Source', 'cache_home', 'data_home', 'fetch', 'load', 'ink', 'hashed_uniform', 'digits', 'mnist',
-           'fashion_mnist']
+           'Source', 'cache_home', 'data_home', 'fetch', 'load', 'Alphabet', 'make_alphabet', 'path_distance', 'ink',
+           'hashed_uniform', 'normals', 'bend', 'pressure', 'whole', 'digits', 'mnist', 'fashion_mnist']
 
 # %% ../../nbs/00b_data.ipynb #cell-2
 import contextlib, functools, gzip, hashlib, http.client, math, os, socket
 import struct, sys, tempfile, threading, time, warnings, zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import Request, getproxies, proxy_bypass, urlopen
 
@@ -322,13 +324,13 @@ def _spline_weights(
 
 # %% ../../nbs/00b_data.ipynb #cell-94
 @dataclass(frozen=True)
-class _Alphabet:
-    "All styles of all digits as arrays of equal shape."
+class Alphabet:
+    "All styles of all signs, such as the ten digits, as arrays of equal shape."
     weights: np.ndarray # (styles, 65, points): stops along the curve as weighted sums of the points
     points: np.ndarray  # (styles, points, 2), in units of the height
     pen: np.ndarray     # (styles, 64): 1 where the pen is down between two stops, 0 where it is lifted
-    first: np.ndarray   # (10,) index of the first style of each digit
-    count: np.ndarray   # (10,) how many styles each digit has
+    first: np.ndarray   # (signs,) index of the first style of each sign
+    count: np.ndarray   # (signs,) how many styles each sign has
 
 def _stops(strokes, n=65):
     "Weights of `n` stops over the distinct points, those points, and where the pen is down."
@@ -343,31 +345,44 @@ def _stops(strokes, n=65):
         pen[end - 1] = 0
     return np.concatenate(weights), points, pen[:-1]
 
-@functools.cache
-def _alphabet() -> _Alphabet:
-    "Compute the alphabet, once in a process."
-    parts = [_stops(_parse_style(text)) for texts in STYLES.values() for text in texts]
+def make_alphabet(
+    styles: Sequence[Sequence[str]], # The ways to write each sign, in the notation of `STYLES`
+) -> Alphabet:
+    "Turn the styles of some signs into arrays."
+    parts = [_stops(_parse_style(text)) for texts in styles for text in texts]
     most = max(len(points) for _, points, _ in parts)
     pad = lambda a, axis: np.pad(a, [(0, most - a.shape[i] if i == axis else 0) for i in range(2)]).astype(np.float32)
-    count = np.array([len(texts) for texts in STYLES.values()])
-    return _Alphabet(np.stack([pad(w, 1) for w, _, _ in parts]), np.stack([pad(p, 0) for _, p, _ in parts]),
+    count = np.array([len(texts) for texts in styles])
+    return Alphabet(np.stack([pad(w, 1) for w, _, _ in parts]), np.stack([pad(p, 0) for _, p, _ in parts]),
         np.stack([pen for *_, pen in parts]).astype(np.float32), np.cumsum(count) - count, count)
 
-# %% ../../nbs/00b_data.ipynb #cell-99
+@functools.cache
+def _alphabet(): return make_alphabet(list(STYLES.values())) # once in a process
+
+# %% ../../nbs/00b_data.ipynb #cell-100
+def path_distance(
+    xy: Tensor,     # (n, k, 2) where the pieces of path are, in pixels
+    length: Tensor, # (n, k) their lengths in pixels; 0 where the pen is lifted, more where it is pressed
+    s: Tensor,      # (n, 1, 1) width of the blots, in pixels; no less than the pieces are apart
+    size: int = 28, # Pixels along a side of the picture
+) -> Tensor:        # (n, size, size), in pixels
+    "Measure how far each pixel is from a path, by sums of outer products."
+    gx, gy = (torch.exp(-.5*((xy[..., i, None] - torch.arange(float(size)))/s)**2) for i in (0, 1)) # (n, k, size)
+    gy = gy*length[..., None]/(s*math.sqrt(2*math.pi))
+    amount = torch.bmm(gy.transpose(1, 2), gx) # (n, size, size)
+    return s*torch.sqrt(-2*torch.log(amount.clamp(1e-12, 1)))
+
 def ink(
     xy: Tensor,     # (n, k, 2) where the pieces of path are, in pixels
     length: Tensor, # (n, k) their lengths in pixels; 0 where the pen is lifted, more where it is pressed
     half: Tensor,   # (n,) half the width of the pen, in pixels
 ) -> Tensor:        # uint8 (n, 28, 28)
-    "Draw paths with a soft pen, as sums of outer products."
-    s = (.8*half).clamp(min=.8)[:, None, None]
-    gx, gy = (torch.exp(-.5*((xy[..., i, None] - torch.arange(28.))/s)**2) for i in (0, 1)) # (n, k, 28)
-    gy = gy*length[..., None]/(s*math.sqrt(2*math.pi))
-    amount = torch.bmm(gy.transpose(1, 2), gx) # (n, 28, 28)
-    d = s*torch.sqrt(-2*torch.log(amount.clamp(1e-12, 1)))
-    return (255*(.5 + (half[:, None, None] - d)/1.1).clamp(0, 1)).round().to(torch.uint8)
+    "Draw paths with a soft pen."
+    half = half[:, None, None]
+    d = path_distance(xy, length, (.8*half).clamp(min=.8))
+    return (255*(.5 + (half - d)/1.1).clamp(0, 1)).round().to(torch.uint8)
 
-# %% ../../nbs/00b_data.ipynb #cell-105
+# %% ../../nbs/00b_data.ipynb #cell-106
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15) # 2**64 divided by the golden ratio, made odd
 
 def _mix(z):
@@ -388,13 +403,21 @@ def hashed_uniform(
         z = _mix(row + np.arange(1, k + 1, dtype=np.uint64)*_GOLDEN) # (n, k)
     return (z >> np.uint64(41)).astype(np.float32)/np.float32(2**23) + np.float32(2**-24)
 
-# %% ../../nbs/00b_data.ipynb #cell-109
-def _normals(u):
-    "Normal numbers from pairs of uniform ones (Box and Muller, 1958)."
+# %% ../../nbs/00b_data.ipynb #cell-110
+def normals(
+    u: np.ndarray, # (n, 2k), above 0 and below 1
+) -> np.ndarray:   # (n, k)
+    "Make normal numbers from pairs of uniform ones (Box and Muller, 1958)."
     return np.sqrt(-2*np.log(u[:, ::2]))*np.cos(2*np.pi*u[:, 1::2])
 
-def _bend(xy, waves, wide, slant, turn):
-    "Bend, widen, slant and turn paths; each argument after the first is (n, 1)."
+def bend(
+    xy: np.ndarray, # (n, m, 2) stops of paths, in units of the height
+    waves: Sequence[np.ndarray], # Five of shape (n, 1): strengths of the long waves
+    wide: np.ndarray | float,    # (n, 1), 0 leaves the width
+    slant: np.ndarray | float,   # (n, 1), -1 leaves the path upright
+    turn: np.ndarray | float,    # (n, 1), 0 does not turn it
+) -> np.ndarray: # (n, m, 2)
+    "Bend, widen, slant and turn paths by normal numbers."
     x, y = xy[..., 0], xy[..., 1]
     x, y = (x + .04*(waves[0]*np.sin(np.pi*y) + waves[1]*np.sin(2*np.pi*y)),
             y + .04*(waves[2]*np.sin(np.pi*y) + waves[3]*np.sin(np.pi*x) + waves[4]*np.sin(2*np.pi*x)))
@@ -402,16 +425,23 @@ def _bend(xy, waves, wide, slant, turn):
     c, s = np.cos(.08*turn), np.sin(.08*turn)
     return np.stack([c*x - s*y, s*x + c*y], -1)
 
+def pressure(
+    z: np.ndarray, # (n, 3) normal numbers
+    t: np.ndarray, # (m,) positions along the path, from 0 to 1
+) -> np.ndarray:   # (n, m), around 1
+    "Press the pen more here and less there, in long waves."
+    return np.exp(.1*(z[:, :1]*np.cos(2*np.pi*t) + z[:, 1:2]*np.sin(2*np.pi*t) + z[:, 2:3]*np.cos(4*np.pi*t)))
+
 def _write(seed, index, labels):
     "Paths of handwritten digits in pixels: middles (n, 64, 2) and inked lengths (n, 64) of the pieces, and the pen (n,)."
     a = _alphabet()
     n_points = a.points.shape[1]
     u = hashed_uniform(seed, index, 8 + 2*(13 + 2*n_points))
     style = a.first[labels] + (u[:, 0]*a.count[labels]).astype(int)
-    z = _normals(u[:, 8:])
+    z = normals(u[:, 8:])
     wide, slant, turn, thick, messy, *waves = z[:, :10].T[..., None] # (n, 1) each
     points = a.points[style] + .043*np.exp(.2*messy[..., None])*z[:, 13:].reshape(-1, n_points, 2)
-    xy = _bend(a.weights[style]@points, waves, wide, slant, turn)
+    xy = bend(a.weights[style]@points, waves, wide, slant, turn)
     half = np.exp(.12 + .23*thick) # (n, 1)
     xy = xy*((20 - 2*half)/np.ptp(xy, axis=1).max(1, keepdims=True))[..., None]
     step, middle = np.diff(xy, axis=1), (xy[:, 1:] + xy[:, :-1])/2
@@ -420,33 +450,40 @@ def _write(seed, index, labels):
     length = np.hypot(step[..., 0], step[..., 1])*a.pen[style]*((t > begin) & (t < 1 - end))
     centre = (middle*length[..., None]).sum(1)/length.sum(1, keepdims=True) # (n, 2)
     middle += (13 + u[:, 3:5] - centre)[:, None]
-    press = np.exp(.1*(z[:, 10:11]*np.cos(2*np.pi*t) + z[:, 11:12]*np.sin(2*np.pi*t) + z[:, 12:13]*np.cos(4*np.pi*t)))
-    return middle, length*press, half[:, 0]
+    return middle, length*pressure(z[:, 10:13], t), half[:, 0]
 
-# %% ../../nbs/00b_data.ipynb #cell-113
+# %% ../../nbs/00b_data.ipynb #cell-116
 def _labels(seed, index):
     "A shuffle of 0 to 9 for each ten pictures."
     ranks = hashed_uniform(seed ^ 0x5DEECE66D, index//10, 10).argsort(1)
     return ranks[np.arange(len(index)), index % 10]
+
+def whole(
+    name: str,          # What it is, for the message
+    value: Any,         # What came
+    last: int = 2**64 - 1, # The largest that is accepted
+) -> int:
+    "Accept a whole number from 0 to `last`, and nothing else."
+    if isinstance(value, Real) and not isinstance(value, bool) and value % 1 == 0 and 0 <= value <= last: return int(value)
+    raise ValueError(f"{name} must be a whole number from 0 to {last:,}, got {value!r}")
 
 def digits(
     n: int,        # How many
     seed: int = 0, # From 0 to 2**64 - 1; another seed, other pictures
 ) -> tuple[Tensor, Tensor]: # Pictures uint8 (n, 28, 28), labels int64 (n,)
     "Draw handwritten-like digits; picture `i` depends on `seed` and `i` alone."
-    if isinstance(n, bool) or n != int(n) or n < 0: raise ValueError(f"n must be a whole number, 0 or more, got {n!r}")
-    if isinstance(seed, bool) or seed != int(seed) or not 0 <= seed < 2**64: raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
-    images, labels = torch.empty(int(n), 28, 28, dtype=torch.uint8), torch.empty(int(n), dtype=torch.int64)
-    for start in range(0, int(n), 1000):
+    n, seed = whole("n", n), whole("seed", seed)
+    images, labels = torch.empty(n, 28, 28, dtype=torch.uint8), torch.empty(n, dtype=torch.int64)
+    for start in range(0, n, 1000):
         index = np.arange(start, start + 1000)
-        y = _labels(int(seed), index)
-        part = slice(start, min(start + 1000, int(n)))
+        y = _labels(seed, index)
+        part = slice(start, min(start + 1000, n))
         size = part.stop - start
-        images[part] = ink(*(torch.from_numpy(v).float() for v in _write(int(seed), index, y)))[:size]
+        images[part] = ink(*(torch.from_numpy(v).float() for v in _write(seed, index, y)))[:size]
         labels[part] = torch.from_numpy(y)[:size]
     return images, labels
 
-# %% ../../nbs/00b_data.ipynb #cell-118
+# %% ../../nbs/00b_data.ipynb #cell-121
 def _stand_in(
     split: str, # "train" or "test"
     home: Path, # The cache

@@ -7,6 +7,7 @@ __all__ = ['feature_model', 'features', 'trace_sqrt_product', 'FeatureStats', 'f
            'fid_infinity', 'poly_kernel', 'mmd2', 'KID', 'kid', 'PrecisionRecall', 'precision_recall', 'ImageEval']
 
 # %% ../../nbs/18_fid.ipynb #cell-2
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 import miniai.training.augment # noqa: F401 (gives the learner its capture_preds)
 from ..data.datasets import write_atomic
-from ..training.batches import DataLoaders, TensorLoader
+from ..training.batches import DataLoaders, TensorLoader, _at_least
 from ..training.init import _eval_mode
 from ..training.learner import Callback, LogBoard, TrainLearner, make_board, read_metadata
 
@@ -35,6 +36,10 @@ def feature_model(
     return classifier[:-2] if isinstance(classifier[-2], nn.Dropout) else classifier[:-1]
 
 # %% ../../nbs/18_fid.ipynb #cell-16
+def _described(x):
+    "Dtype and shape of a tensor, or what it is instead."
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+
 @torch.no_grad()
 def features(
     model: nn.Module, # From what `prepare` gives to (n, d), or (n, d, 1, 1)
@@ -43,37 +48,55 @@ def features(
     bs: int = 250, # Pictures in a batch
     board: LogBoard | None = None, # Where progress is shown; when None, one that suits where we run, from 40 batches on
 ) -> Tensor: # float32 (n, d), on the CPU
-    "Collect what a model says to pictures, in eval mode, on the model's device."
-    if not len(pictures) or bs < 1: raise ValueError(f"expected at least one picture, and batches of at least one, got shape {tuple(pictures.shape)} and bs={bs}")
+    "Compute a model's features of pictures, in eval mode, on the model's device."
+    if not isinstance(pictures, Tensor) or not pictures.ndim or not len(pictures): raise ValueError(f"expected at least one picture, a tensor (n, ...), got {_described(pictures)}")
+    _at_least("bs", bs, 1)
     batches = pictures.split(bs)
     if board is None: board = make_board() if len(batches) >= 40 else LogBoard()
     device, parts = next((p.device for p in model.parameters()), "cpu"), []
-    with _eval_mode(model):
-        for i, batch in enumerate(batches):
-            parts.append(model(prepare(batch).to(device)).float().cpu())
-            board.step("features", i, len(batches), None)
-    board.close()
+    try:
+        with _eval_mode(model):
+            for i, batch in enumerate(batches):
+                found = model(prepare(batch).to(device))
+                if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(batch): raise ValueError(f"expected features ({len(batch)}, d) of {len(batch)} pictures, got {_described(found)}")
+                parts.append(found.float().cpu())
+                board.step("features", i, len(batches), None)
+    finally: board.close()
     return torch.cat(parts).flatten(1)
 
 # %% ../../nbs/18_fid.ipynb #cell-24
 def _root(sigma):
-    "The symmetric square root of a covariance."
+    "The symmetric square root of a covariance; eigenvalues within rounding of zero count as zero."
     values, vectors = torch.linalg.eigh(sigma)
-    return (vectors*values.clamp_min(0).sqrt())@vectors.T
+    if values[0] < -1e-6*values[-1].abs(): raise ValueError(f"expected a covariance, whose eigenvalues are not below 0, got one of {values[0]:.3g}")
+    rounding = values[-1]*len(values)*torch.finfo(values.dtype).eps
+    return (vectors*torch.where(values > rounding, values, 0).sqrt())@vectors.T
 
 # %% ../../nbs/18_fid.ipynb #cell-29
+def _check_covariance(sigma):
+    "A covariance in float64, on the CPU; `ValueError` unless it can be one."
+    if not isinstance(sigma, Tensor) or not sigma.is_floating_point() or sigma.ndim != 2 or len(sigma) != sigma.shape[1] or not len(sigma):
+        raise ValueError(f"expected a covariance, floats (d, d), got {_described(sigma)}")
+    sigma = sigma.detach().to("cpu", torch.float64)
+    if not sigma.isfinite().all(): raise ValueError("expected a finite covariance, got NaN or infinite values")
+    if not (sigma.diag() >= 0).all() or (sigma - sigma.T).abs().max() > 1e-8*sigma.abs().max():
+        raise ValueError(f"expected a covariance to be symmetric, with variances of 0 or more, got variances from {sigma.diag().min():.3g}, and {(sigma - sigma.T).abs().max():.3g} between two sides of the diagonal")
+    return sigma
+
 def trace_sqrt_product(
     sigma1: Tensor, # Covariance, float64 (d, d)
     sigma2: Tensor, # Covariance, float64 (d, d)
 ) -> float:
     "Trace of the square root of the product of two covariances, of any rank: the sum of the singular values of the product of their roots."
+    sigma1, sigma2 = _check_covariance(sigma1), _check_covariance(sigma2)
+    if len(sigma1) != len(sigma2): raise ValueError(f"expected covariances of one size, got {len(sigma1)} and {len(sigma2)}")
     return torch.linalg.svdvals(_root(sigma2)@_root(sigma1)).sum().item()
 
 # %% ../../nbs/18_fid.ipynb #cell-31
 def _check_table(x):
     "The features in float64; `ValueError` unless they are a table of at least two finite rows."
-    if not isinstance(x, Tensor) or x.ndim != 2 or len(x) < 2 or not x.shape[1]:
-        raise ValueError(f"expected features (n, d) of at least 2 pictures, got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}")
+    if not isinstance(x, Tensor) or x.is_complex() or x.ndim != 2 or len(x) < 2 or not x.shape[1]:
+        raise ValueError(f"expected features (n, d) of at least 2 pictures, real numbers, got {_described(x)}")
     if not x.isfinite().all(): raise ValueError(f"expected finite features, got {(~x.isfinite()).any(1).sum()} of {len(x)} rows with infinite values or NaN")
     return x.double()
 
@@ -91,7 +114,11 @@ class FeatureStats:
     n: int # Of how many pictures
 
     def __post_init__(self):
-        if self.mu.ndim != 1 or self.sigma.shape != (len(self.mu),)*2: raise ValueError(f"expected a mean (d,) and a covariance (d, d), got {tuple(self.mu.shape)} and {tuple(self.sigma.shape)}")
+        _at_least("n", self.n, 1)
+        mu, sigma = self.mu, _check_covariance(self.sigma)
+        if not isinstance(mu, Tensor) or not mu.is_floating_point() or mu.shape != sigma.shape[:1]: raise ValueError(f"expected a mean, floats ({len(sigma)},), got {_described(mu)}")
+        if not mu.isfinite().all(): raise ValueError("expected a finite mean, got NaN or infinite values")
+        for name, v in (("mu", mu.detach().to("cpu", torch.float64)), ("sigma", sigma)): object.__setattr__(self, name, v)
 
     @classmethod
     def of(cls,
@@ -120,8 +147,8 @@ class FeatureStats:
 def fid(
     x: Tensor | FeatureStats, # Features (n, d), or their statistics
     y: Tensor | FeatureStats, # The same for what they are compared with; n may differ
-) -> float: # 0 or more; the unit is that of the features squared
-    "Fréchet distance of two sets of features ([Heusel et al., 2017](https://arxiv.org/abs/1706.08500), equation 6)."
+) -> float: # 0 or more, up to rounding; the unit is that of the features squared
+    "Squared Fréchet distance of two sets of features ([Heusel et al., 2017](https://arxiv.org/abs/1706.08500), equation 6)."
     a, b = (s if isinstance(s, FeatureStats) else FeatureStats.of(s) for s in (x, y))
     if len(a.mu) != len(b.mu): raise ValueError(f"expected features of one model, got {len(a.mu)} and {len(b.mu)} numbers a picture")
     return ((a.mu - b.mu).square().sum() + a.sigma.trace() + b.sigma.trace()).item() - 2*trace_sqrt_product(a.sigma, b.sigma)
@@ -143,9 +170,14 @@ class FIDReport:
         "FID of the samples over that of real pictures: 1 is perfect."
         return self.fid/self.real
 
+    @property
+    def ratio_error(self) -> float:
+        "Standard error of the ratio, itself uncertain by about half with three sets."
+        return math.hypot(self.spread, self.ratio*self.real_spread)/self.real/math.sqrt(self.n_sets)
+
     def __str__(self) -> str:
         shared = ", sets that overlap" if self.overlap else ""
-        return f"FID {self.fid:.3g} ± {self.spread:.2g} (n = {self.n:,}, {self.n_sets} sets); real pictures {self.real:.3g} ± {self.real_spread:.2g}{shared}; ratio {self.ratio:.2f}"
+        return f"FID {self.fid:.3g} ± {self.spread:.2g} (n = {self.n:,}, {self.n_sets} sets); real pictures {self.real:.3g} ± {self.real_spread:.2g}{shared}; ratio {self.ratio:.2f} ± {self.ratio_error:.2g}"
 
 def sample_sets(
     x: Tensor, # Features (m, d)
@@ -154,7 +186,10 @@ def sample_sets(
     seed: int = 0, # Of the choice
 ) -> list[Tensor]: # Of (n, d) each
     "Draw sets of rows at random: without a common row if there are enough of them, otherwise each from all."
-    if not 2 <= n <= len(x) or n_sets < 1: raise ValueError(f"expected sets of at least 2 and at most {len(x)} pictures, all there are, got n={n} and n_sets={n_sets}")
+    if not isinstance(x, Tensor) or not x.ndim: raise ValueError(f"expected features (m, d), got {_described(x)}")
+    _at_least("n", n, 2)
+    _at_least("n_sets", n_sets, 1)
+    if n > len(x): raise ValueError(f"expected sets of at most {len(x)} pictures, all there are, got n={n}")
     g, apart = torch.Generator().manual_seed(seed), n*n_sets <= len(x)
     order = torch.randperm(len(x), generator=g) if apart else torch.cat([torch.randperm(len(x), generator=g)[:n] for _ in range(n_sets)])
     return list(x[order[:n*n_sets]].split(n))
@@ -167,14 +202,16 @@ def fid_report(
     seed: int = 0, # Of the choice of sets
 ) -> FIDReport:
     "Measure the FID of samples, and of as many real pictures, several times each."
-    n = len(x)//n_sets if n_sets > 1 else 0
-    if n < 2: raise ValueError(f"expected at least 2 sets of at least 2 samples, got {len(x)} samples for n_sets={n_sets}")
+    _at_least("n_sets", n_sets, 2)
+    x, real = _check_pair(x, real)
+    n = len(x)//n_sets
+    if n < 2: raise ValueError(f"expected {n_sets} sets of at least 2 samples, got {len(x)} samples")
     if len(real) < n: raise ValueError(f"expected as many real pictures as there are samples in a set, {n}, got {len(real)}")
     fids = [torch.tensor([fid(part, reference) for part in sample_sets(t, n, n_sets, seed)]) for t in (x, real)]
     (mean, spread), (real_mean, real_spread) = ((f.mean().item(), f.std().item()) for f in fids)
     return FIDReport(n, mean, spread, real_mean, real_spread, n_sets, n*n_sets > len(real))
 
-# %% ../../nbs/18_fid.ipynb #cell-54
+# %% ../../nbs/18_fid.ipynb #cell-56
 def fid_infinity(
     x: Tensor, # Features (n, d); n several times d, for otherwise the law of 1/n does not hold
     reference: FeatureStats, # Whose own share, from being made of a finite number, stays
@@ -182,17 +219,21 @@ def fid_infinity(
     seed: int = 0, # Of the choice of subsets
 ) -> float: # May be slightly below 0
     "Extrapolate the FID to infinitely many samples ([Chong and Forsyth, 2020](https://arxiv.org/abs/1911.07023))."
-    if len(x) < 8 or n_points < 2: raise ValueError(f"expected at least 8 samples and 2 points, got {len(x)} samples and n_points={n_points}")
+    x = _check_table(x)
+    _at_least("n_points", n_points, 2)
+    if len(x) < 8: raise ValueError(f"expected at least 8 samples, got {len(x)}")
     ns = np.linspace(len(x)/4, len(x), n_points).astype(int)
     values = [fid(sample_sets(x, int(n), 1, seed + i)[0], reference) for i, n in enumerate(ns)]
     return float(np.polyfit(1/ns, values, 1)[1])
 
-# %% ../../nbs/18_fid.ipynb #cell-58
+# %% ../../nbs/18_fid.ipynb #cell-60
 def poly_kernel(
     x: Tensor, # (m, d)
     y: Tensor, # (n, d)
 ) -> Tensor: # (m, n)
     "How alike points are, by the third power of their product ([Bińkowski et al., 2018](https://arxiv.org/abs/1801.01401), section 4)."
+    if not all(isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 2 for t in (x, y)) or x.shape[1] != y.shape[1] or not x.shape[1]:
+        raise ValueError(f"expected points of one width, floats (m, d) and (n, d), got {_described(x)} and {_described(y)}")
     return (x@y.T/x.shape[1] + 1)**3
 
 def mmd2(
@@ -207,7 +248,7 @@ def mmd2(
         return (k.sum() - k.trace())/(len(t)*(len(t) - 1))
     return (within(x) + within(y) - 2*kernel(x, y).mean()).item()
 
-# %% ../../nbs/18_fid.ipynb #cell-64
+# %% ../../nbs/18_fid.ipynb #cell-66
 class KID(NamedTuple):
     "A kernel distance, and how far it may be off by chance."
     value: float # Mean over the subsets
@@ -221,12 +262,13 @@ def kid(
 ) -> KID:
     "Kernel distance of two sets of features, over subsets that share no picture ([Bińkowski et al., 2018](https://arxiv.org/abs/1801.01401), section 4)."
     x, y = _check_pair(x, y)
-    n_sets = min(len(x), len(y))//max(size, 1)
-    if size < 2 or n_sets < 2: raise ValueError(f"expected at least two subsets of at least 2 pictures, got {len(x)} and {len(y)} pictures for subsets of {size}")
+    _at_least("size", size, 2)
+    n_sets = min(len(x), len(y))//size
+    if n_sets < 2: raise ValueError(f"expected at least two subsets of at least 2 pictures, got {len(x)} and {len(y)} pictures for subsets of {size}")
     values = torch.tensor([mmd2(a, b) for a, b in zip(sample_sets(x, size, n_sets, seed), sample_sets(y, size, n_sets, seed + 1))])
     return KID(values.mean().item(), (values.std()/n_sets**0.5).item())
 
-# %% ../../nbs/18_fid.ipynb #cell-71
+# %% ../../nbs/18_fid.ipynb #cell-73
 class PrecisionRecall(NamedTuple):
     "Two shares, from 0 to 1."
     precision: float # Of the samples, those that look real
@@ -244,10 +286,11 @@ def precision_recall(
 ) -> PrecisionRecall:
     "Measure how many samples look real, and how much of reality they cover ([Kynkäänniemi et al., 2019](https://arxiv.org/abs/1904.06991), equations 1 and 2)."
     x, real = _check_pair(x, real)
-    if not 1 <= k < min(len(x), len(real)): raise ValueError(f"expected k of at least 1 and below the number of pictures, got k={k} for {len(x)} and {len(real)} pictures")
+    _at_least("k", k, 1)
+    if k >= min(len(x), len(real)): raise ValueError(f"expected k below the number of pictures, got k={k} for {len(x)} and {len(real)} pictures")
     return PrecisionRecall(_share_within(x, real, k), _share_within(real, x, k))
 
-# %% ../../nbs/18_fid.ipynb #cell-79
+# %% ../../nbs/18_fid.ipynb #cell-82
 class ImageEval:
     "Compares samples with the pictures of a validation loader."
     def __init__(self,
@@ -271,11 +314,11 @@ class ImageEval:
     def fid(self,
         samp: Tensor, # As for `get_feats`
     ) -> float:
-        "Fréchet distance from the validation pictures."
+        "Squared Fréchet distance from the validation pictures. One number; for a comparison use `fid_report`."
         return fid(self.get_feats(samp), self.stats)
 
     def kid(self,
         samp: Tensor, # As for `get_feats`
     ) -> float:
-        "Kernel distance from the validation pictures, from all pairs."
+        "Kernel distance from the validation pictures, from all pairs. One number; for a comparison use `kid`, which knows its error."
         return mmd2(self.get_feats(samp), self.feats)

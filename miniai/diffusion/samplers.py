@@ -22,27 +22,38 @@ from torch import Tensor, nn
 
 from .schedules import NoiseSchedule, PictureNoise, _check_kind, scaled_linear_schedule, with_bar
 from ..tools.timing import compare
+from ..training.batches import _at_least
 from ..training.init import _eval_mode
 
 # %% ../../nbs/19_samplers.ipynb #cell-5
 Denoiser = Callable[[Tensor, Tensor], Tensor] # From x (b, ...) and sigma () to the guess of the clean pictures (b, ...)
 
+def _described(x):
+    "Dtype and shape of a tensor, or what it is instead."
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+
+def _check_like(x, given, who):
+    "`ValueError` unless what somebody gave are floats of the shape of `x`."
+    if not isinstance(given, Tensor) or not given.is_floating_point() or given.shape != x.shape: raise ValueError(f"expected {who} to give floats of the shape {tuple(x.shape)}, got {_described(given)}")
+
 def as_denoiser(
-    model: Callable[..., Tensor], # Noisy pictures x_t (b, ...), time steps (b,) and `cond` to what it was trained to say; a module in training mode is put into eval mode for each call
+    model: Callable[..., Tensor], # Noisy pictures x_t (b, ...), time steps (b,) and `cond` to what it was trained to predict; a module, or a part of it, in training mode is put into eval mode for each call
     schedule: NoiseSchedule, # Its noise levels
     *cond: Any, # Further inputs of the model, such as classes (b,)
-    kind: str = "eps", # What it was trained to say: `eps`, `x0` or `v`
-    clip: float | None = None, # Cut the guess off at plus and minus this; None leaves it
+    kind: str = "eps", # What it was trained to predict: `eps`, `x0` or `v`
+    clip: float | None = None, # Cut the guess off at plus and minus this, above 0; None leaves it
 ) -> Denoiser:
     "Make a denoiser of a trained network ([Karras et al., 2022](https://arxiv.org/abs/2206.00364), equation 7)."
     _check_kind(kind)
+    if clip is not None and not clip > 0: raise ValueError(f"expected clip above 0, or None, got {clip!r}")
     def denoise(x, sigma):
         size = (1 + sigma**2).sqrt()
         t = schedule.time_of(sigma).to(x.device).expand(len(x))
-        mode = _eval_mode(model) if isinstance(model, nn.Module) and model.training else contextlib.nullcontext()
-        with mode: said = model(x/size, t, *cond)
+        in_training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
+        with _eval_mode(model) if in_training else contextlib.nullcontext(): predicted = model(x/size, t, *cond)
+        _check_like(x, predicted, "the model")
         skip, out = {"eps": (1., -sigma), "x0": (0., 1.), "v": (1/size**2, -sigma/size)}[kind]
-        denoised = skip*x + out*said
+        denoised = skip*x + out*predicted
         return denoised if clip is None else denoised.clamp(-clip, clip)
     return denoise
 
@@ -52,7 +63,8 @@ def mixture_denoiser(
     width: float = 0., # Standard deviation of the Gaussian bell around each, 0 or more
 ) -> Denoiser:
     "Make the exact denoiser of a world of `n` pictures, or of `n` Gaussian bells ([Karras et al., 2022](https://arxiv.org/abs/2206.00364), appendix B.3)."
-    if not centres.is_floating_point() or centres.ndim < 2 or not len(centres): raise ValueError(f"expected at least one picture, floats (n, ...), got {centres.dtype} {tuple(centres.shape)}")
+    if not isinstance(centres, Tensor) or not centres.is_floating_point() or centres.ndim < 2 or not len(centres): raise ValueError(f"expected at least one picture, floats (n, ...), got {_described(centres)}")
+    if not centres.isfinite().all(): raise ValueError("expected finite pictures, got NaN or infinite values")
     if not 0 <= width < math.inf: raise ValueError(f"expected a width of 0 or more, got {width!r}")
     flat = centres.flatten(1) # (n, d)
     def denoise(x, sigma):
@@ -62,38 +74,70 @@ def mixture_denoiser(
     return denoise
 
 # %% ../../nbs/19_samplers.ipynb #cell-17
+def _check_eta(eta):
+    if not 0 <= eta <= 1: raise ValueError(f"expected eta from 0 to 1, got {eta!r}")
+
+def _check_ddim(x_t, noise, abar_t, abar_t1, bbar_t, bbar_t1, eta, fresh):
+    "`ValueError` unless there can be such a step."
+    _check_eta(eta)
+    _check_like(x_t, noise, "the network")
+    if eta: _check_like(x_t, fresh, f"`fresh`, for eta {eta:g},")
+    numbers = (abar_t, abar_t1, bbar_t, bbar_t1)
+    if any(v.ndim for v in numbers): raise ValueError(f"expected abar and bbar to be single numbers, got shapes {[tuple(v.shape) for v in numbers]}")
+    a, a1, b, b1 = (v.item() for v in numbers)
+    if not (0 < a < a1 <= 1 and abs(a + b - 1) < 1e-4 and abs(a1 + b1 - 1) < 1e-4):
+        raise ValueError(f"expected numbers 0 < abar_t < abar_t1 <= 1, and bbar what is left to 1, got abar_t {a:.4g}, abar_t1 {a1:.4g}, bbar_t {b:.4g}, bbar_t1 {b1:.4g}")
+
 def ddim_step(
     x_t: Tensor, # Noisy pictures, (b, ...)
     noise: Tensor, # What the network takes for their noise, the same shape
-    abar_t: Tensor, # `alpha_bar` of this step, ()
-    abar_t1: Tensor, # `alpha_bar` of the step to come, larger; 1 for the picture itself
-    bbar_t: Tensor, # 1 - abar_t
-    bbar_t1: Tensor, # 1 - abar_t1
+    abar_t: Tensor | float, # `alpha_bar` of this step, ()
+    abar_t1: Tensor | float, # `alpha_bar` of the step to come, larger; 1 for the picture itself
+    bbar_t: Tensor | float, # 1 - abar_t
+    bbar_t1: Tensor | float, # 1 - abar_t1
     eta: float = 0., # How much of the noise is fresh: 0 for none, 1 for as much as DDPM
-    fresh: Tensor | float = 0., # Fresh noise of variance 1, (b, ...)
+    fresh: Tensor | float = 0., # Fresh noise of variance 1, (b, ...); for `eta` above 0
 ) -> Tensor: # x_t of the step to come
     "Take one step as the paper writes it ([Song et al., 2021](https://arxiv.org/abs/2010.02502), equations 12 and 16)."
+    abar_t, abar_t1, bbar_t, bbar_t1 = (torch.as_tensor(v) for v in (abar_t, abar_t1, bbar_t, bbar_t1))
+    _check_ddim(x_t, noise, abar_t, abar_t1, bbar_t, bbar_t1, eta, fresh)
     sig = eta*(bbar_t1/bbar_t*(1 - abar_t/abar_t1)).sqrt()
     x0 = (x_t - bbar_t.sqrt()*noise)/abar_t.sqrt()
     return abar_t1.sqrt()*x0 + (bbar_t1 - sig**2).sqrt()*noise + sig*fresh
 
 # %% ../../nbs/19_samplers.ipynb #cell-19
+def _numbers(values, what):
+    "Numbers in a row, float64 on the CPU; `ValueError` if they are something else."
+    try: row = torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values))
+    except (TypeError, ValueError): row = None
+    if row is None or row.ndim != 1 or row.is_complex() or row.dtype == torch.bool: raise ValueError(f"expected {what} to be real numbers in a row, (n,), got {_described(values if row is None else row)}")
+    return row.detach().double().cpu()
+
 def _levels(x, sigmas):
     "From where to where each step goes; `ValueError` unless a sampler can go there with `x`."
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim: raise ValueError(f"expected x to be floats (b, ...), got {f'{x.dtype} {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__}")
-    s = torch.as_tensor(sigmas).double().cpu()
-    if s.ndim != 1 or len(s) < 2: raise ValueError(f"expected at least two sigmas, (n + 1,), got shape {tuple(s.shape)}")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim: raise ValueError(f"expected x to be floats (b, ...), got {_described(x)}")
+    if not x.isfinite().all(): raise ValueError("expected a finite start x, got NaN or infinite values")
+    s = _numbers(sigmas, "sigmas")
+    if len(s) < 2: raise ValueError(f"expected at least two sigmas, (n + 1,), got {len(s)}")
     if not (s.isfinite().all() and (s[:-1] > 0).all() and s[-1] >= 0 and ((s.diff() < 0).all() or (s.diff() > 0).all())):
         raise ValueError(f"expected sigmas that fall, or all rise, finite and above 0 but for the last, got {[float(f'{v:.4g}') for v in s[:8].tolist()]}{' and more' if len(s) > 8 else ''}")
     s = s.tolist()
     return list(zip(s[:-1], s[1:]))
 
 def _guess(denoise, x, sigma, step):
-    "What the denoiser says, in the dtype of `x`; `ValueError` if it is of another shape or not finite."
-    denoised = denoise(x, torch.tensor(sigma))
-    if denoised.shape != x.shape: raise ValueError(f"expected the denoiser to keep the shape {tuple(x.shape)}, got {tuple(denoised.shape)}")
+    "What the denoiser guesses, in the dtype of `x`; `ValueError` if it is of another shape or not finite."
+    denoised = denoise(x, torch.tensor(sigma, dtype=torch.promote_types(x.dtype, torch.float32)))
+    _check_like(x, denoised, "the denoiser")
+    denoised = denoised.to(x.dtype)
     if not denoised.isfinite().all(): raise ValueError(f"expected finite values from the denoiser, got NaN or infinite ones in step {step}, at sigma {sigma:.4g}")
-    return denoised.to(x.dtype)
+    return denoised
+
+def _draw_fresh(noise, x, step):
+    "Fresh noise, in the dtype of `x`; `ValueError` if it is of another shape or not finite."
+    fresh = noise()
+    _check_like(x, fresh, "`noise`")
+    if not fresh.isfinite().all(): raise ValueError(f"expected finite noise, got NaN or infinite values in step {step}")
+    return fresh.to(x.dtype)
 
 def _toward(x, denoised, sigma, to):
     "Keep `to/sigma` of what is between `x` and the guess."
@@ -111,14 +155,14 @@ def sample_ddim(
 ) -> Tensor: # Pictures (b, ...)
     "Go along the slope; with `eta`, too far, and back with fresh noise ([Song et al., 2021](https://arxiv.org/abs/2010.02502), equation 12)."
     levels = _levels(x, sigmas)
-    if not 0 <= eta <= 1: raise ValueError(f"expected eta from 0 to 1, got {eta!r}")
+    _check_eta(eta)
     if eta and levels[0][0] < levels[0][1]: raise ValueError(f"expected falling sigmas with fresh noise (eta {eta:g}): it cannot be taken back")
     if eta and noise is None: raise ValueError(f"expected noise, a function that gives fresh noise, for eta {eta:g}, got None")
     for step, (sigma, to) in enumerate(levels):
         denoised = _guess(denoise, x, sigma, step)
         fresh = eta*to*math.sqrt(1 - (to/sigma)**2) if eta else 0.
         x = _toward(x, denoised, sigma, math.sqrt(to**2 - fresh**2))
-        if fresh: x = x + fresh*noise().to(x.dtype)
+        if fresh: x = x + fresh*_draw_fresh(noise, x, step)
         if callback: callback(step, x, denoised)
     return x
 
@@ -154,6 +198,8 @@ def lms_weights(
     to: float, # Where the step goes
 ) -> list[float]: # A weight for each slope
     "Integrate, from `sigmas[0]` to `to`, the polynomials that are 1 at one sigma and 0 at the others."
+    sigmas = _numbers(sigmas, "sigmas").tolist()
+    if not sigmas or len(set(sigmas)) < len(sigmas) or not all(math.isfinite(s) for s in (*sigmas, to)): raise ValueError(f"expected finite sigmas, at least one, all different, and a finite place to go, got {sigmas} and {to!r}")
     weights = []
     for i, s in enumerate(sigmas):
         others = [o for j, o in enumerate(sigmas) if j != i]
@@ -173,7 +219,7 @@ def sample_lms(
     callback: Callable[[int, Tensor, Tensor], None] | None = None, # Called after each step with its number from 0, x and the guess
 ) -> Tensor: # Pictures (b, ...)
     "Go along a polynomial through the last slopes (the linear multistep method of Adams and Bashforth)."
-    if not isinstance(order, int) or order < 1: raise ValueError(f"expected order to be a whole number of at least 1, got {order!r}")
+    _at_least("order", order, 1)
     past = []
     for step, (sigma, to) in enumerate(_levels(x, sigmas)):
         denoised = _guess(denoise, x, sigma, step)
@@ -210,25 +256,24 @@ def find_sampler(
     name: str, # A key of `SAMPLERS`
 ) -> Callable[..., Tensor]:
     "Look up a sampler by its name."
-    if name not in SAMPLERS: raise ValueError(f"no sampler {name!r}; there are: {', '.join(SAMPLERS)}")
+    if not isinstance(name, str) or name not in SAMPLERS: raise ValueError(f"no sampler {name!r}; there are: {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
 
-# %% ../../nbs/19_samplers.ipynb #cell-50
+# %% ../../nbs/19_samplers.ipynb #cell-52
 SPACINGS = ("linspace", "leading", "trailing")
-
-def _check_n(n):
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1: raise ValueError(f"expected n to be a whole number of at least 1, got {n!r}")
 
 def spaced_steps(
     n_steps: int, # Rows of the table
     n: int, # How many of them, 1 to n_steps
     spacing: str = "linspace", # `linspace`: from the first to the last, between rows where need be; `leading`: every so many, from 0 up; `trailing`: every so many, from the last down
-    offset: int = 0, # Added to `leading` ones; 1 in Stable Diffusion
+    offset: int = 0, # Added to `leading` ones, whose first must stay in the table; 1 in Stable Diffusion
 ) -> Tensor: # float32 (n,), falling
     "Choose time steps ([Lin et al., 2023](https://arxiv.org/abs/2305.08891), table 2)."
-    _check_n(n)
+    for name, value, least in (("n_steps", n_steps, 1), ("n", n, 1), ("offset", offset, 0)): _at_least(name, value, least)
     if n > n_steps: raise ValueError(f"expected n of at most {n_steps}, the rows of the table, got {n}")
     if spacing not in SPACINGS: raise ValueError(f"expected spacing to be one of {', '.join(SPACINGS)}, got {spacing!r}")
+    if offset and spacing != "leading": raise ValueError(f"expected offset 0 with {spacing}, as only leading has one, got {offset}")
+    if (n - 1)*(n_steps//n) + offset >= n_steps: raise ValueError(f"expected an offset that keeps step {(n - 1)*(n_steps//n)} in the table of {n_steps}, got {offset}")
     back = torch.arange(n, dtype=torch.float64)
     return {"linspace": torch.linspace(n_steps - 1, 0, n, dtype=torch.float64), "leading": back.flip(0)*(n_steps//n) + offset,
             "trailing": (n_steps - back*n_steps/n).round() - 1}[spacing].float()
@@ -238,9 +283,9 @@ def sigmas_at(
     steps: Tensor, # Falling time steps from T - 1 to 0, (n,); between two rows sigma goes along a line, as in diffusers
 ) -> Tensor: # float32 (n + 1,), falling, the last 0
     "Look up the noise levels of time steps, and put a 0 behind them."
-    if steps.ndim != 1 or not len(steps) or not ((steps >= 0) & (steps <= len(schedule) - 1)).all() or not (steps.diff() < 0).all():
+    steps, table = _numbers(steps, "time steps"), schedule.sigmas
+    if not len(steps) or not ((steps >= 0) & (steps <= len(schedule) - 1)).all() or not (steps.diff() < 0).all():
         raise ValueError(f"expected falling time steps between {len(schedule) - 1} and 0, (n,), got {steps.tolist()[:8]}")
-    steps, table = steps.double().cpu(), schedule.sigmas
     low = steps.long().clamp(max=len(table) - 2)
     return torch.cat([torch.lerp(table[low], table[low + 1], steps - low), table.new_zeros(1)]).float()
 
@@ -253,20 +298,20 @@ def sigmas_from_steps(
     "Choose `n` rows of a schedule's table as noise levels."
     return sigmas_at(schedule, spaced_steps(len(schedule), n, spacing, offset))
 
-# %% ../../nbs/19_samplers.ipynb #cell-53
+# %% ../../nbs/19_samplers.ipynb #cell-55
 def _check_ends(sigma_min, sigma_max):
-    if not 0 < sigma_min < sigma_max < math.inf: raise ValueError(f"expected 0 < sigma_min < sigma_max, got {sigma_min!r} and {sigma_max!r}")
+    if not 1e-30 <= sigma_min < sigma_max <= 1e30: raise ValueError(f"expected 1e-30 <= sigma_min < sigma_max <= 1e30, got {sigma_min!r} and {sigma_max!r}")
 
 def karras_sigmas(
     n: int, # Steps to take, at least 1
     sigma_min: float, # The smallest sigma before 0, above 0
     sigma_max: float, # The largest, the first
-    rho: float = 7., # 1 gives equal steps; the larger, the more of the levels are small
+    rho: float = 7., # 0.1 to 1e6; 1 gives equal steps; the larger, the more of the levels are small
 ) -> Tensor: # float32 (n + 1,), falling, the last 0
     "Let the `rho`-th root of sigma fall along a line ([Karras et al., 2022](https://arxiv.org/abs/2206.00364), equation 5)."
-    _check_n(n)
+    _at_least("n", n, 1)
     _check_ends(sigma_min, sigma_max)
-    if not 0 < rho < math.inf: raise ValueError(f"expected rho above 0, got {rho!r}")
+    if not 0.1 <= rho <= 1e6: raise ValueError(f"expected rho from 0.1 to 1e6, where its roots can be told apart, got {rho!r}")
     roots = torch.linspace(sigma_max**(1/rho), sigma_min**(1/rho), n, dtype=torch.float64)
     return torch.cat([roots**rho, roots.new_zeros(1)]).float()
 
@@ -276,12 +321,28 @@ def exponential_sigmas(
     sigma_max: float, # The largest, the first
 ) -> Tensor: # float32 (n + 1,), falling, the last 0
     "Let the logarithm of sigma fall along a line."
-    _check_n(n)
+    _at_least("n", n, 1)
     _check_ends(sigma_min, sigma_max)
     logs = torch.linspace(math.log(sigma_max), math.log(sigma_min), n, dtype=torch.float64)
     return torch.cat([logs.exp(), logs.new_zeros(1)]).float()
 
-# %% ../../nbs/19_samplers.ipynb #cell-64
+# %% ../../nbs/19_samplers.ipynb #cell-70
+def _down_to_0(sigmas, least):
+    "Noise levels in float64; `ValueError` unless they fall to 0."
+    s = _numbers(sigmas, "sigmas")
+    if len(s) < least or s[-1] != 0 or not (s.diff() < 0).all(): raise ValueError(f"expected at least {least} sigmas, (n + 1,), that fall and end in 0, or noise would be left, got {s[-8:].tolist()}")
+    return s
+
+@contextlib.contextmanager
+def _under_bar(bar, n_steps, callback):
+    "A callback that calls another one, and moves a bar with the steps."
+    with contextlib.closing(i for i in bar(range(n_steps))) as shown:
+        next(shown)
+        def after(step, x, denoised):
+            if callback: callback(step, x, denoised)
+            next(shown, None)
+        yield after
+
 def generate(
     denoise: Denoiser, # Guesses the clean pictures
     shape: Sequence[int], # Of one picture, such as (c, h, w)
@@ -295,28 +356,26 @@ def generate(
     **own: Any, # What the sampler takes, such as `eta` or `order`
 ) -> Tensor: # Pictures (b, *shape)
     "Draw pictures from seeds."
-    noise = PictureNoise(shape, seeds, device)
-    if len(sigmas) < 2 or sigmas[-1] != 0: raise ValueError(f"expected sigmas (n + 1,) that end in 0, or noise would be left, got {sigmas.tolist()[-8:]}")
-    with contextlib.closing(i for i in bar(range(len(sigmas) - 1))) as shown:
-        next(shown)
-        def after(step, x, denoised):
-            if callback: callback(step, x, denoised)
-            next(shown, None)
+    noise, sigmas = PictureNoise(shape, seeds, device), _down_to_0(sigmas, 2)
+    with _under_bar(bar, len(sigmas) - 1, callback) as after:
         return sampler(denoise, noise()*sigmas[0].item(), sigmas, noise=noise, callback=after, **own)
 
-# %% ../../nbs/19_samplers.ipynb #cell-72
+# %% ../../nbs/19_samplers.ipynb #cell-79
 def invert(
     denoise: Denoiser, # Guesses the clean pictures
     x: Tensor, # Pictures, (b, ...), taken as having the least noise of `sigmas`
     sigmas: Tensor, # Noise levels, (n + 1,), falling to 0, as for drawing
     sampler: Callable[..., Tensor] = sample_ddim, # Goes from one level to the next without fresh noise
+    *,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None, # Called after each step with its number from 0, x and the guess
+    bar: Callable[[Sequence], Iterable] = with_bar, # Shows how far it is; `iter` shows nothing
     **own: Any, # What the sampler takes
 ) -> Tensor: # (b, ...): from here, the sampler draws the pictures again
     "Go the way of drawing backwards, from pictures to their noise ([Song et al., 2021](https://arxiv.org/abs/2010.02502), section 4.3)."
-    if len(sigmas) < 3: raise ValueError(f"expected at least two sigmas and a 0, got {sigmas.tolist()}")
-    return sampler(denoise, x, sigmas[:-1].flip(0), **own)
+    sigmas = _down_to_0(sigmas, 3)[:-1].flip(0)
+    with _under_bar(bar, len(sigmas) - 1, callback) as after: return sampler(denoise, x, sigmas, callback=after, **own)
 
-# %% ../../nbs/19_samplers.ipynb #cell-78
+# %% ../../nbs/19_samplers.ipynb #cell-85
 def _bare_calls(model, x, n):
     "The calls of the network, and nothing else."
     with torch.no_grad():

@@ -9,25 +9,28 @@ __all__ = ['SD1', 'timestep_embedding', 'TimeResBlock', 'Downsample', 'Upsample'
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import SpatialTransformer
+from .attention import SpatialTransformer, _floats, _got, _readable, _share, _usable
 from ..training.conv import _whole
 
 # %% ../../nbs/17_unet.ipynb #cell-9
 def timestep_embedding(
     t: Tensor, # Times (b,), any real numbers; their useful range is about 0 to max_period
     dim: int, # Numbers for each, even
-    max_period: float = 10_000., # The slowest wave is nearly so long, over 2 pi
+    max_period: float = 10_000., # Above 0; the slowest wave takes 2 pi max_period^(1 - 2/dim)
 ) -> Tensor: # (b, dim) of float32, cosines first
     "Write each time as cosines and sines of ever slower waves ([Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.5)."
     _whole(2, dim=dim)
     if dim % 2: raise ValueError(f"expected an even dim, half for cosines and half for sines, got {dim}")
-    if t.ndim != 1: raise ValueError(f"expected times of shape (b,), got {tuple(t.shape)}")
+    if isinstance(max_period, bool) or not isinstance(max_period, Real) or not 0 < max_period < math.inf:
+        raise ValueError(f"expected max_period above 0, got {max_period!r}")
+    if not isinstance(t, Tensor) or t.ndim != 1 or t.is_complex() or t.dtype == torch.bool: raise ValueError(f"expected times (b,) of real numbers, got {_got(t)}")
     freqs = torch.exp(-math.log(max_period)*torch.arange(dim//2, device=t.device)/(dim//2))
     angles = t.float()[:, None]*freqs # (b, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
@@ -39,10 +42,12 @@ class TimeResBlock(nn.Module):
         ni: int, # Channels that come in
         nf: int, # Channels that go out
         emb_dim: int, # Numbers that tell the time
-        norm_groups: int = 32, # Groups of channels that are normalised together; must divide both `ni` and `nf`
+        norm_groups: int = 32, # Groups of channels that are normalised together; must divide both `ni` and `nf`, and with `nf` groups the time is lost
         dropout: float = 0., # Share of the numbers before the second convolution that is dropped in training
     ):
         super().__init__()
+        _whole(1, ni=ni, nf=nf, emb_dim=emb_dim, norm_groups=norm_groups)
+        _share(dropout=dropout)
         self.norm1, self.conv1 = nn.GroupNorm(norm_groups, ni), nn.Conv2d(ni, nf, 3, padding=1)
         self.time_emb_proj = nn.Linear(emb_dim, nf)
         self.norm2, self.conv2 = nn.GroupNorm(norm_groups, nf), nn.Conv2d(nf, nf, 3, padding=1)
@@ -53,20 +58,25 @@ class TimeResBlock(nn.Module):
         x: Tensor, # (b, ni, h, w)
         emb: Tensor, # (b, emb_dim)
     ) -> Tensor: # (b, nf, h, w)
+        _floats("pictures", x, "b", self.conv1.in_channels, "h", "w")
+        _floats("embeddings", emb, len(x), self.time_emb_proj.in_features)
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
         return self.conv_shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
 
-# %% ../../nbs/17_unet.ipynb #cell-19
+# %% ../../nbs/17_unet.ipynb #cell-21
 class Downsample(nn.Module):
     "Halve a picture: a convolution that looks at every second place."
     def __init__(self,
         nf: int, # Channels, in and out
     ):
         super().__init__()
+        _whole(1, nf=nf)
         self.conv = nn.Conv2d(nf, nf, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor: return self.conv(x) # (b, nf, h/2, w/2)
+    def forward(self, x: Tensor) -> Tensor:
+        _floats("pictures", x, "b", self.conv.in_channels, "h", "w")
+        return self.conv(x) # (b, nf, h/2, w/2), rounded up
 
 class Upsample(nn.Module):
     "Double a picture: each pixel four times, then a convolution ([Odena et al., 2016](https://distill.pub/2016/deconv-checkerboard))."
@@ -74,11 +84,14 @@ class Upsample(nn.Module):
         nf: int, # Channels, in and out
     ):
         super().__init__()
+        _whole(1, nf=nf)
         self.conv = nn.Conv2d(nf, nf, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor: return self.conv(F.interpolate(x, scale_factor=2., mode="nearest")) # (b, nf, 2h, 2w)
+    def forward(self, x: Tensor) -> Tensor:
+        _floats("pictures", x, "b", self.conv.in_channels, "h", "w")
+        return self.conv(F.interpolate(x, scale_factor=2., mode="nearest")) # (b, nf, 2h, 2w)
 
-# %% ../../nbs/17_unet.ipynb #cell-26
+# %% ../../nbs/17_unet.ipynb #cell-28
 @dataclass(frozen=True)
 class UNetConfig:
     "What a U-Net is made of; the default is a small one for grey pictures."
@@ -90,30 +103,44 @@ class UNetConfig:
     n_heads: int = 4 # Heads of each attention
     context_dim: int | None = None # Numbers of a word; None for no words
     n_classes: int | None = None # Classes to choose from; None for no choice
-    norm_groups: int = 8 # Groups of channels that are normalised together
+    norm_groups: int = 8 # Groups of channels that are normalised together; a level with one channel in a group does not hear the time
     dropout: float = 0. # Share that the residual blocks drop in training
 
     def __post_init__(self):
-        for name in ("channels", "attention"): object.__setattr__(self, name, tuple(getattr(self, name))) # a list, as from a JSON file, will do
+        for name in ("channels", "attention"):
+            levels = getattr(self, name)
+            if not isinstance(levels, (list, tuple)): raise ValueError(f"expected {name} as a tuple with an entry for each level, got {levels!r}")
+            object.__setattr__(self, name, tuple(levels)) # a list, as from a JSON file, will do
         if not self.channels: raise ValueError("expected the channels of at least one level, got none")
-        optional = {name: v for name in ("context_dim", "n_classes") if (v := getattr(self, name)) is not None}
-        _whole(1, in_channels=self.in_channels, out_channels=self.out_channels, n_layers=self.n_layers, n_heads=self.n_heads, norm_groups=self.norm_groups, **optional)
         for nf in self.channels: _whole(1, channels=nf)
-        if len(self.attention) != len(self.channels) or not all(isinstance(a, bool) for a in self.attention): raise ValueError(f"expected a bool for each of {len(self.channels)} levels in attention, got {self.attention}")
-        if any(nf % self.norm_groups for nf in self.channels): raise ValueError(f"expected channels to be multiples of norm_groups={self.norm_groups}, got {self.channels}")
-        if any(nf % self.n_heads for nf, attends in zip(self.channels, (*self.attention[:-1], True)) if attends): raise ValueError(f"expected channels to be multiples of n_heads={self.n_heads} wherever there is attention, and in the last level, got {self.channels}")
-        if self.channels[0] % 2: raise ValueError(f"expected an even number of channels in the first level, half for cosines of the time and half for sines, got {self.channels[0]}")
-        if not 0 <= self.dropout < 1: raise ValueError(f"expected dropout of at least 0 and below 1, got {self.dropout!r}")
+        optional = {name: v for name in ("context_dim", "n_classes") if (v := getattr(self, name)) is not None}
+        _whole(1, in_channels=self.in_channels, out_channels=self.out_channels, n_layers=self.n_layers,
+               n_heads=self.n_heads, norm_groups=self.norm_groups, **optional)
+        _share(dropout=self.dropout)
+        if self.dropout == 1: raise ValueError(f"expected dropout below 1, or nothing is left, got {self.dropout!r}")
+        self._check_levels()
+
+    def _check_levels(self):
+        "Raise unless the channels of all levels go with the other numbers."
+        channels, groups, heads = self.channels, self.norm_groups, self.n_heads
+        if len(self.attention) != len(channels) or not all(isinstance(a, bool) for a in self.attention):
+            raise ValueError(f"expected a bool for each of {len(channels)} levels in attention, got {self.attention}")
+        if any(nf % groups for nf in channels): raise ValueError(f"expected channels to be multiples of norm_groups={groups}, got {channels}")
+        if max(channels) < 2*groups:
+            raise ValueError(f"expected at least two channels in a group in some level, or the norms take the time away again, got {channels} in norm_groups={groups}")
+        if any(nf % heads for nf, attends in zip(channels, (*self.attention[:-1], True)) if attends):
+            raise ValueError(f"expected channels to be multiples of n_heads={heads} wherever there is attention, and in the last level, got {channels}")
+        if channels[0] % 2: raise ValueError(f"expected an even number of channels in the first level, half for cosines of the time and half for sines, got {channels[0]}")
 
 SD1 = UNetConfig(in_channels=4, out_channels=4, channels=(320, 640, 1280, 1280), n_layers=2, attention=(True, True, True, False), n_heads=8, context_dim=768, norm_groups=32)
 
-# %% ../../nbs/17_unet.ipynb #cell-30
+# %% ../../nbs/17_unet.ipynb #cell-32
 class _Pass(nn.Module):
     "Where there is no attention."
     def forward(self, x, context): return x
 
 class _Blocks(nn.Module):
-    "Residual blocks with the given channels in and out, and attention behind them."
+    "Residual blocks with the given channels in and out, and behind each attention, if there shall be some."
     def __init__(self, config, widths, attends):
         super().__init__()
         c = config
@@ -126,8 +153,8 @@ class _Down(_Blocks):
         super().__init__(config, widths, attends)
         self.downsamplers = nn.ModuleList([] if last else [Downsample(widths[-1][1])])
 
-    def forward(self, x, emb, context, skips):
-        for res, attend in zip(self.resnets, self.attentions): skips.append(x := attend(res(x, emb), context))
+    def forward(self, x, emb, context, skips): # (b, ni, h, w) to (b, nf, h/2, w/2), or (b, nf, h, w) if it is the last
+        for res, attend in zip(self.resnets, self.attentions): skips.append(x := attend(res(x, emb), context)) # (b, nf, h, w)
         for down in self.downsamplers: skips.append(x := down(x))
         return x
 
@@ -135,30 +162,33 @@ class _Middle(_Blocks):
     "The middle: a residual block, attention, and another residual block."
     def __init__(self, config, nf):
         super().__init__(config, [(nf, nf)]*2, True)
-        del self.attentions[1]
+        self.attentions[1] = _Pass() # made and dropped: never made, the same seed would give the way up other weights than models were trained from
 
-    def forward(self, x, emb, context):
-        x = self.attentions[0](self.resnets[0](x, emb), context)
-        return self.resnets[1](x, emb)
+    def forward(self, x, emb, context): # (b, nf, h, w), in and out
+        for res, attend in zip(self.resnets, self.attentions): x = attend(res(x, emb), context)
+        return x
 
 class _Up(_Blocks):
-    "A level on the way up: each residual block gets what it pops from the stack besides."
+    "A level on the way up: each residual block also gets what it pops from the stack."
     def __init__(self, config, widths, attends, last):
         super().__init__(config, widths, attends)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(widths[-1][1])])
 
-    def forward(self, x, emb, context, skips):
-        for res, attend in zip(self.resnets, self.attentions): x = attend(res(torch.cat([x, skips.pop()], dim=1), emb), context)
+    def forward(self, x, emb, context, skips): # (b, ni, h, w) to (b, nf, 2h, 2w), or (b, nf, h, w) if it is the last
+        for res, attend in zip(self.resnets, self.attentions):
+            x = torch.cat([x, skips.pop()], dim=1) # (b, ni + popped, h, w), and nf for ni from the second block on
+            x = attend(res(x, emb), context) # (b, nf, h, w)
         for up in self.upsamplers: x = up(x)
         return x
 
-# %% ../../nbs/17_unet.ipynb #cell-34
+# %% ../../nbs/17_unet.ipynb #cell-36
 class UNet(nn.Module):
     "Predict what is asked of a noisy picture from the time, words and a class, each if wanted (Stable Diffusion's `UNet2DConditionModel`)."
     def __init__(self,
         config: UNetConfig = UNetConfig(), # What it is made of
     ):
         super().__init__()
+        if not isinstance(config, UNetConfig): raise ValueError(f"expected a UNetConfig, got {type(config).__name__}")
         self.config, channels, emb_dim = config, config.channels, 4*config.channels[0]
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = nn.Sequential(OrderedDict(linear_1=nn.Linear(channels[0], emb_dim), act=nn.SiLU(), linear_2=nn.Linear(emb_dim, emb_dim)))
@@ -179,18 +209,30 @@ class UNet(nn.Module):
 
     def _check(self, x, context, y):
         "Raise unless the inputs are what the config says."
-        c, side = self.config, 2**(len(self.config.channels) - 1)
-        if x.ndim != 4 or x.shape[1] != c.in_channels or not x.is_floating_point(): raise ValueError(f"expected pictures (b, {c.in_channels}, h, w) of floats, got {x.dtype} {tuple(x.shape)}")
-        if x.shape[2] % side or x.shape[3] % side: raise ValueError(f"expected sides that are multiples of {side}, which can be halved {len(c.channels) - 1} times, got {tuple(x.shape[2:])}")
-        if (context is None) != (c.context_dim is None): raise ValueError(f"expected {'no context' if c.context_dim is None else f'a context (b, m, {c.context_dim})'}, got {None if context is None else tuple(context.shape)}")
-        if context is not None and (context.ndim != 3 or len(context) != len(x) or context.shape[-1] != c.context_dim): raise ValueError(f"expected a context ({len(x)}, m, {c.context_dim}), got {tuple(context.shape)}")
-        if (y is None) != (c.n_classes is None): raise ValueError(f"expected {'no classes' if c.n_classes is None else f'classes y (b,) from 0 to {c.n_classes}, which stands for none of them'}, got {None if y is None else tuple(y.shape)}")
-        if y is not None and (y.shape != x.shape[:1] or y.dtype != torch.int64 or y.min() < 0 or y.max() > c.n_classes): raise ValueError(f"expected classes y of int64 and shape ({len(x)},), from 0 to {c.n_classes}, got {y.dtype} {tuple(y.shape)} from {y.min()} to {y.max()}")
+        c, dtype, halvings = self.config, self.conv_in.weight.dtype, len(self.config.channels) - 1
+        _floats("pictures", x, "b", c.in_channels, "h", "w")
+        if any(side < 1 or side % 2**halvings for side in x.shape[2:]):
+            raise ValueError(f"expected sides that are multiples of {2**halvings}, which can be halved {halvings} times, got {tuple(x.shape[2:])}")
+        _usable(dtype, pictures=x)
+        if c.context_dim is not None: # without one, the blocks refuse a context
+            _floats("a context", context, len(x), "m", c.context_dim)
+            _usable(dtype, context=context)
+        if c.n_classes is not None: self._check_classes(y, len(x))
+        elif y is not None: raise ValueError(f"expected no classes, got {_got(y)}")
+
+    def _check_classes(self, y, n):
+        "Raise unless there is one of our classes for each of `n` pictures."
+        top = self.config.n_classes
+        wanted = f"expected classes y ({n},) of int64, from 0 to {top}, which stands for none of them"
+        if not isinstance(y, Tensor) or y.shape != (n,) or y.dtype != torch.int64: raise ValueError(f"{wanted}, got {_got(y)}")
+        if _readable(y) and y.numel() and (y.min() < 0 or y.max() > top): raise ValueError(f"{wanted}, got some from {y.min()} to {y.max()}")
 
     def _embed(self, x, t, y):
         "Time and class as one vector for each picture, (b, 4*channels[0])."
+        if not isinstance(t, (Tensor, Real)): raise ValueError(f"expected a time or a tensor of times, got {_got(t)}")
         t = torch.as_tensor(t, device=x.device)
         if t.shape not in ((), (1,), x.shape[:1]): raise ValueError(f"expected one time, or {len(x)}, got shape {tuple(t.shape)}")
+        _usable(t.dtype, times=t)
         emb = self.time_embedding(timestep_embedding(t.expand(len(x)), self.config.channels[0]).to(x.dtype))
         return emb if y is None else emb + self.class_embedding(y)
 
