@@ -46,11 +46,11 @@ def as_denoiser(
     "Make a denoiser of a trained network ([Karras et al., 2022](https://arxiv.org/abs/2206.00364), equation 7)."
     _check_kind(kind)
     if clip is not None and not clip > 0: raise ValueError(f"expected clip above 0, or None, got {clip!r}")
+    parts = list(model.modules()) if isinstance(model, nn.Module) else [] # once, for to walk through a network takes a while
     def denoise(x, sigma):
         size = (1 + sigma**2).sqrt()
         t = schedule.time_of(sigma).to(x.device).expand(len(x))
-        in_training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
-        with _eval_mode(model) if in_training else contextlib.nullcontext(): predicted = model(x/size, t, *cond)
+        with _eval_mode(model) if any(m.training for m in parts) else contextlib.nullcontext(): predicted = model(x/size, t, *cond)
         _check_like(x, predicted, "the model")
         skip, out = {"eps": (1., -sigma), "x0": (0., 1.), "v": (1/size**2, -sigma/size)}[kind]
         denoised = skip*x + out*predicted
