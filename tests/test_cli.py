@@ -177,7 +177,7 @@ def test_sample_draws_the_same_from_the_same_seed(tmp_path):
     assert miniai(*words[:-1], "6", "--out", tmp_path/"c.jpg")[0] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gif", "a.png", "c.jpg", "new"]
 
-@pytest.mark.parametrize("out,says", [("held", "endings"), ("held.png", "is a folder"), ("file/x.png", "file is a file"), ("x.docx", "endings")])
+@pytest.mark.parametrize("out,says", [("held", "endings"), ("held.png", "is a folder"), ("file/x.png", "file is a file"), ("x.docx", "endings"), ("film.gif", "endings")])
 def test_sample_into_what_is_no_picture_file(tmp_path, out, says):
     for folder in ("held", "held.png"): (tmp_path/folder).mkdir()
     (tmp_path/"file").write_text("a file")

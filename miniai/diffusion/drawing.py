@@ -71,7 +71,7 @@ def check_picture_file(
     path: str | os.PathLike, # Where a picture is to be written, such as `boots.png`
 ) -> None:
     "Raise unless a picture can be written there."
-    path, endings = Path(path), sorted(k for k, v in PIL.Image.registered_extensions().items() if v in ("PNG", "JPEG", "WEBP", "GIF"))
+    path, endings = Path(path), sorted(k for k, v in PIL.Image.registered_extensions().items() if v in ("PNG", "JPEG", "WEBP")) # .gif is for the film
     if path.suffix.lower() not in endings: raise ValueError(f"expected a file name with one of the endings {', '.join(endings)}, got {str(path)!r}")
     if path.is_dir(): raise ValueError(f"{path} is a folder; wanted is the name of a file")
     place = next(p for p in path.absolute().parents if p.exists()) # the folder, or where it will be made
