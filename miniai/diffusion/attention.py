@@ -10,42 +10,20 @@ __all__ = ['attention_weights', 'attention', 'causal_mask', 'split_heads', 'join
 import math
 from collections.abc import Callable
 from functools import partial
-from numbers import Real
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..training.conv import _whole
+from ..tools.checks import check_finite, check_floats, check_share, check_whole, described
 
 # %% ../../nbs/16_attention.ipynb #cell-16
-def _got(x):
-    "Describe what came."
-    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-
-def _floats(name, x, *shape):
-    "Raise unless `x` is a tensor of floats with this shape; a letter stands for any size, `...` in front for any axes."
-    axes = [n for n in shape if n != "..."]
-    fits = isinstance(x, Tensor) and x.is_floating_point() and (x.ndim == len(axes) or len(shape) > len(axes) < x.ndim)
-    if not fits or any(n != size for n, size in zip(axes[::-1], x.shape[::-1]) if not isinstance(n, str)):
-        raise ValueError(f"expected {name} ({', '.join(map(str, shape))}) of floats, got {_got(x)}")
-
-def _readable(x):
-    "Whether there are values to look at: not on the device meta, nor while PyTorch compiles."
-    return not torch.compiler.is_compiling() and x.device.type != "meta"
-
-def _usable(dtype, **tensors):
-    "Raise unless all tensors are finite and of this dtype, to which autocast would bring them."
-    for name, x in tensors.items():
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type): raise ValueError(f"expected {name} of {dtype}, got {x.dtype}")
-        if _readable(x) and not x.isfinite().all(): raise ValueError(f"expected finite {name}, got NaN or infinite values")
-
 def _as_mask(mask, shape, dtype):
     "Raise unless a mask is of bools or floats and broadcasts to the shape of the scores; floats get their dtype."
     fits = isinstance(mask, Tensor) and mask.ndim <= len(shape) and all(n in (1, size) for n, size in zip(mask.shape[::-1], shape[::-1]))
     if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
-        raise ValueError(f"expected a mask of bools or floats that broadcasts to {tuple(shape)}, got {_got(mask)}")
+        raise ValueError(f"expected a mask of bools or floats that broadcasts to {tuple(shape)}, got {described(mask)}")
     return mask if mask.dtype == torch.bool else mask.to(dtype)
 
 # %% ../../nbs/16_attention.ipynb #cell-17
@@ -55,9 +33,9 @@ def attention_weights(
     mask: Tensor | None = None, # Bools, True where a query may look, or numbers to add to the scores; broadcast to (..., n, m)
 ) -> Tensor: # (..., n, m); each row is at least 0 and sums to 1, or is 0 if the query may look nowhere
     "Tell how much each query takes from each place ([Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), equation 1)."
-    _floats("queries", q, "...", "n", "d")
-    _floats("keys", k, *q.shape[:-2], "m", q.shape[-1])
-    _usable(q.dtype, queries=q, keys=k)
+    check_floats("queries", q, "...", "n", "d")
+    check_floats("keys", k, *q.shape[:-2], "m", q.shape[-1])
+    check_finite(q.dtype, queries=q, keys=k)
     if not q.shape[-1]: raise ValueError(f"expected queries and keys of at least one number, got {tuple(q.shape)} and {tuple(k.shape)}")
     scores = q @ k.transpose(-2, -1)/math.sqrt(q.shape[-1]) # (..., n, m)
     if mask is None: return scores.softmax(-1)
@@ -74,8 +52,8 @@ def attention(
 ) -> Tensor: # (..., n, e)
     "Give each query the mean of the values, weighted by how well their keys answer it ([Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), equation 1)."
     weights = attention_weights(q, k, mask)
-    _floats("values", v, *k.shape[:-1], "e")
-    _usable(q.dtype, weights=weights, values=v)
+    check_floats("values", v, *k.shape[:-1], "e")
+    check_finite(q.dtype, weights=weights, values=v)
     return weights @ v
 
 # %% ../../nbs/16_attention.ipynb #cell-26
@@ -84,7 +62,7 @@ def causal_mask(
     device: torch.device | str | None = None, # Where to make it
 ) -> Tensor: # (n, n) of bools, True where row may look at column
     "Let each token look at itself and at those before it."
-    _whole(1, n=n)
+    check_whole(1, n=n)
     return torch.ones(n, n, dtype=torch.bool, device=device).tril()
 
 # %% ../../nbs/16_attention.ipynb #cell-35
@@ -93,8 +71,8 @@ def split_heads(
     n_heads: int, # Into so many parts
 ) -> Tensor: # (b, n_heads, n, d)
     "Cut each token into the parts that the heads get."
-    _floats("tokens", x, "b", "n", "n_heads*d")
-    _whole(1, n_heads=n_heads)
+    check_floats("tokens", x, "b", "n", "n_heads*d")
+    check_whole(1, n_heads=n_heads)
     if x.shape[-1] % n_heads: raise ValueError(f"expected tokens that can be cut into {n_heads} parts, got {tuple(x.shape)}")
     return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
@@ -102,15 +80,10 @@ def join_heads(
     x: Tensor, # (b, n_heads, n, d)
 ) -> Tensor: # (b, n, n_heads*d)
     "Put the parts of each token side by side again."
-    _floats("parts", x, "b", "n_heads", "n", "d")
+    check_floats("parts", x, "b", "n_heads", "n", "d")
     return x.transpose(1, 2).flatten(2)
 
 # %% ../../nbs/16_attention.ipynb #cell-38
-def _share(**values):
-    "Raise unless all values are numbers from 0 to 1."
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1: raise ValueError(f"expected {name} from 0 to 1, got {value!r}")
-
 class Attention(nn.Module):
     "Self-attention, or cross-attention to a context, with many heads ([Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.2.2)."
     def __init__(self,
@@ -122,11 +95,11 @@ class Attention(nn.Module):
         dropout: float = 0., # Share of the output that is dropped in training
     ):
         super().__init__()
-        _whole(1, dim=dim, n_heads=n_heads, context_dim=dim if context_dim is None else context_dim)
-        _share(dropout=dropout)
+        check_whole(1, dim=dim, n_heads=n_heads, context_dim=dim if context_dim is None else context_dim)
+        check_share(dropout=dropout)
         if head_dim is None and dim % n_heads: raise ValueError(f"expected dim to be a multiple of n_heads, or head_dim, got dim={dim} and n_heads={n_heads}")
         head_dim = dim//n_heads if head_dim is None else head_dim
-        _whole(1, head_dim=head_dim)
+        check_whole(1, head_dim=head_dim)
         self.dim, self.context_dim, self.n_heads, width = dim, context_dim, n_heads, n_heads*head_dim
         self.to_q = nn.Linear(dim, width, bias=qkv_bias)
         self.to_k, self.to_v = (nn.Linear(context_dim or dim, width, bias=qkv_bias) for _ in range(2))
@@ -134,11 +107,11 @@ class Attention(nn.Module):
 
     def _source(self, x, context):
         "Where keys and values come from."
-        _floats("tokens", x, "b", "n", self.dim)
+        check_floats("tokens", x, "b", "n", self.dim)
         if self.context_dim is not None:
-            _floats("a context", context, len(x), "m", self.context_dim)
+            check_floats("a context", context, len(x), "m", self.context_dim)
             return context
-        if context is not None: raise ValueError(f"expected no context for self-attention, got {_got(context)}; context_dim makes it cross-attention")
+        if context is not None: raise ValueError(f"expected no context for self-attention, got {described(context)}; context_dim makes it cross-attention")
         return x
 
     def forward(self,
@@ -150,7 +123,7 @@ class Attention(nn.Module):
         q, k, v = (split_heads(y, self.n_heads) for y in (self.to_q(x), self.to_k(source), self.to_v(source))) # (b, n_heads, n or m, head_dim)
         if mask is not None:
             if isinstance(mask, Tensor) and mask.ndim not in (2, 4):
-                raise ValueError(f"expected a mask (n, m), or (b, n_heads, n, m) with 1 for what is the same for all, got {_got(mask)}")
+                raise ValueError(f"expected a mask (n, m), or (b, n_heads, n, m) with 1 for what is the same for all, got {described(mask)}")
             mask = _as_mask(mask, (*q.shape[:3], k.shape[2]), q.dtype)
         return self.to_out(join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
 
@@ -162,7 +135,7 @@ class GEGLU(nn.Module):
         nf: int, # Numbers that go out
     ):
         super().__init__()
-        _whole(1, ni=ni, nf=nf)
+        check_whole(1, ni=ni, nf=nf)
         self.proj = nn.Linear(ni, 2*nf)
 
     def forward(self, x: Tensor) -> Tensor: # (..., ni) to (..., nf)
@@ -177,7 +150,7 @@ class Activated(nn.Module):
         act: Callable[[Tensor], Tensor] = F.gelu, # The activation
     ):
         super().__init__()
-        _whole(1, ni=ni, nf=nf)
+        check_whole(1, ni=ni, nf=nf)
         self.proj, self.act = nn.Linear(ni, nf), act
 
     def forward(self, x: Tensor) -> Tensor: return self.act(self.proj(x)) # (..., ni) to (..., nf)
@@ -191,8 +164,8 @@ class FeedForward(nn.Module):
         dropout: float = 0., # Share of the middle that is dropped in training
     ):
         super().__init__()
-        _whole(1, dim=dim, mult=mult)
-        _share(dropout=dropout)
+        check_whole(1, dim=dim, mult=mult)
+        check_share(dropout=dropout)
         self.net = nn.Sequential(up(dim, mult*dim), nn.Dropout(dropout), nn.Linear(mult*dim, dim))
 
     def forward(self, x: Tensor) -> Tensor: return self.net(x) # (..., dim), in between (..., mult*dim)
@@ -209,7 +182,7 @@ class TransformerBlock(nn.Module):
         qkv_bias: bool = False, # Whether queries, keys and values have a bias
     ):
         super().__init__()
-        _whole(1, dim=dim)
+        check_whole(1, dim=dim)
         attend = partial(Attention, dim, n_heads=n_heads, head_dim=head_dim, qkv_bias=qkv_bias)
         self.norm1, self.attn1 = nn.LayerNorm(dim), attend()
         self.norm2, self.attn2 = (None, None) if context_dim is None else (nn.LayerNorm(dim), attend(context_dim))
@@ -220,10 +193,10 @@ class TransformerBlock(nn.Module):
         context: Tensor | None = None, # (b, m, context_dim), if the block was made for one
         mask: Tensor | None = None, # Who may look where in the self-attention, as in `Attention`
     ) -> Tensor: # (b, n, dim)
-        _floats("tokens", x, "b", "n", *self.norm1.normalized_shape)
+        check_floats("tokens", x, "b", "n", *self.norm1.normalized_shape)
         x = x + self.attn1(self.norm1(x), mask=mask)
         if self.attn2 is not None: x = x + self.attn2(self.norm2(x), context)
-        elif context is not None: raise ValueError(f"expected no context, got {_got(context)}; context_dim makes a block that has use for it")
+        elif context is not None: raise ValueError(f"expected no context, got {described(context)}; context_dim makes a block that has use for it")
         return x + self.ff(self.norm3(x))
 
 # %% ../../nbs/16_attention.ipynb #cell-59
@@ -237,7 +210,7 @@ class SpatialTransformer(nn.Module):
         norm_groups: int = 32, # Groups of channels that are normalised together; must divide `channels`
     ):
         super().__init__()
-        _whole(1, channels=channels, n_layers=n_layers, norm_groups=norm_groups)
+        check_whole(1, channels=channels, n_layers=n_layers, norm_groups=norm_groups)
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(2))
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, n_heads, context_dim=context_dim) for _ in range(n_layers))
@@ -246,7 +219,7 @@ class SpatialTransformer(nn.Module):
         x: Tensor, # (b, c, h, w)
         context: Tensor | None = None, # (b, m, context_dim), if it was made for one
     ) -> Tensor: # (b, c, h, w)
-        _floats("pictures", x, "b", self.norm.num_channels, "h", "w")
+        check_floats("pictures", x, "b", self.norm.num_channels, "h", "w")
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2) # (b, h*w, c)
         for block in self.transformer_blocks: tokens = block(tokens, context)
         return x + self.proj_out(tokens.transpose(1, 2).reshape(x.shape))

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 import miniai.training.augment # noqa: F401 (gives the learner its capture_preds)
 from ..data.datasets import write_atomic
-from ..training.batches import DataLoaders, TensorLoader, _at_least
+from ..tools.checks import check_whole
+from ..training.batches import DataLoaders, TensorLoader
 from ..training.init import _eval_mode
 from ..training.learner import Callback, LogBoard, TrainLearner, make_board, read_metadata
 
@@ -50,7 +51,7 @@ def features(
 ) -> Tensor: # float32 (n, d), on the CPU
     "Compute a model's features of pictures, in eval mode, on the model's device."
     if not isinstance(pictures, Tensor) or not pictures.ndim or not len(pictures): raise ValueError(f"expected at least one picture, a tensor (n, ...), got {_described(pictures)}")
-    _at_least("bs", bs, 1)
+    check_whole(1, bs=bs)
     batches = pictures.split(bs)
     if board is None: board = make_board() if len(batches) >= 40 else LogBoard()
     device, parts = next((p.device for p in model.parameters()), "cpu"), []
@@ -114,7 +115,7 @@ class FeatureStats:
     n: int # Of how many pictures
 
     def __post_init__(self):
-        _at_least("n", self.n, 1)
+        check_whole(1, n=self.n)
         mu, sigma = self.mu, _check_covariance(self.sigma)
         if not isinstance(mu, Tensor) or not mu.is_floating_point() or mu.shape != sigma.shape[:1]: raise ValueError(f"expected a mean, floats ({len(sigma)},), got {_described(mu)}")
         if not mu.isfinite().all(): raise ValueError("expected a finite mean, got NaN or infinite values")
@@ -187,8 +188,8 @@ def sample_sets(
 ) -> list[Tensor]: # Of (n, d) each
     "Draw sets of rows at random: without a common row if there are enough of them, otherwise each from all."
     if not isinstance(x, Tensor) or not x.ndim: raise ValueError(f"expected features (m, d), got {_described(x)}")
-    _at_least("n", n, 2)
-    _at_least("n_sets", n_sets, 1)
+    check_whole(2, n=n)
+    check_whole(1, n_sets=n_sets)
     if n > len(x): raise ValueError(f"expected sets of at most {len(x)} pictures, all there are, got n={n}")
     g, apart = torch.Generator().manual_seed(seed), n*n_sets <= len(x)
     order = torch.randperm(len(x), generator=g) if apart else torch.cat([torch.randperm(len(x), generator=g)[:n] for _ in range(n_sets)])
@@ -202,7 +203,7 @@ def fid_report(
     seed: int = 0, # Of the choice of sets
 ) -> FIDReport:
     "Measure the FID of samples, and of as many real pictures, several times each."
-    _at_least("n_sets", n_sets, 2)
+    check_whole(2, n_sets=n_sets)
     x, real = _check_pair(x, real)
     n = len(x)//n_sets
     if n < 2: raise ValueError(f"expected {n_sets} sets of at least 2 samples, got {len(x)} samples")
@@ -220,7 +221,7 @@ def fid_infinity(
 ) -> float: # May be slightly below 0
     "Extrapolate the FID to infinitely many samples ([Chong and Forsyth, 2020](https://arxiv.org/abs/1911.07023))."
     x = _check_table(x)
-    _at_least("n_points", n_points, 2)
+    check_whole(2, n_points=n_points)
     if len(x) < 8: raise ValueError(f"expected at least 8 samples, got {len(x)}")
     ns = np.linspace(len(x)/4, len(x), n_points).astype(int)
     values = [fid(sample_sets(x, int(n), 1, seed + i)[0], reference) for i, n in enumerate(ns)]
@@ -262,7 +263,7 @@ def kid(
 ) -> KID:
     "Kernel distance of two sets of features, over subsets that share no picture ([Bińkowski et al., 2018](https://arxiv.org/abs/1801.01401), section 4)."
     x, y = _check_pair(x, y)
-    _at_least("size", size, 2)
+    check_whole(2, size=size)
     n_sets = min(len(x), len(y))//size
     if n_sets < 2: raise ValueError(f"expected at least two subsets of at least 2 pictures, got {len(x)} and {len(y)} pictures for subsets of {size}")
     values = torch.tensor([mmd2(a, b) for a, b in zip(sample_sets(x, size, n_sets, seed), sample_sets(y, size, n_sets, seed + 1))])
@@ -286,7 +287,7 @@ def precision_recall(
 ) -> PrecisionRecall:
     "Measure how many samples look real, and how much of reality they cover ([Kynkäänniemi et al., 2019](https://arxiv.org/abs/1904.06991), equations 1 and 2)."
     x, real = _check_pair(x, real)
-    _at_least("k", k, 1)
+    check_whole(1, k=k)
     if k >= min(len(x), len(real)): raise ValueError(f"expected k below the number of pictures, got k={k} for {len(x)} and {len(real)} pictures")
     return PrecisionRecall(_share_within(x, real, k), _share_within(real, x, k))
 

@@ -97,9 +97,10 @@ def picture_dls(
 @dataclass(kw_only=True)
 class DDPM(LearnerRecipe):
     "Train a diffusion model of small grey pictures; an epoch with --precision bfloat16 takes about ten minutes on a core that knows bfloat16, in two processes half of it."
-    epochs: int = option(30, "Passes over the training set", least=1)
-    lr: float = option(2e-3, "Highest learning rate of the 1-cycle", least=0)
-    wd: float = option(0.01, "Weight decay of AdamW", least=0)
+    epochs: int = option(20, "Passes over the training set", least=1)
+    lr: float = option(5e-3, "Highest learning rate of the 1-cycle", least=0)
+    wd: float = option(0.01, "Weight decay", least=0)
+    opt: str = option("muon", "Optimiser", choices=("adamw", "muon"))
     ema: float = option(0.999, "Decay of the averaged weights", least=0, most=0.99999)
     source: str = option("fashion_mnist", "What to draw", choices=tuple(SOURCES))
     classes: bool = option(False, "Tell the model the class, so that it can be asked for one")

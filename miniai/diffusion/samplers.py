@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from .schedules import NoiseSchedule, PictureNoise, _check_kind, scaled_linear_schedule, with_bar
+from ..tools.checks import check_whole
 from ..tools.timing import compare
-from ..training.batches import _at_least
 from ..training.init import _eval_mode
 
 # %% ../../nbs/19_samplers.ipynb #cell-5
@@ -219,7 +219,7 @@ def sample_lms(
     callback: Callable[[int, Tensor, Tensor], None] | None = None, # Called after each step with its number from 0, x and the guess
 ) -> Tensor: # Pictures (b, ...)
     "Go along a polynomial through the last slopes (the linear multistep method of Adams and Bashforth)."
-    _at_least("order", order, 1)
+    check_whole(1, order=order)
     past = []
     for step, (sigma, to) in enumerate(_levels(x, sigmas)):
         denoised = _guess(denoise, x, sigma, step)
@@ -269,7 +269,8 @@ def spaced_steps(
     offset: int = 0, # Added to `leading` ones, whose first must stay in the table; 1 in Stable Diffusion
 ) -> Tensor: # float32 (n,), falling
     "Choose time steps ([Lin et al., 2023](https://arxiv.org/abs/2305.08891), table 2)."
-    for name, value, least in (("n_steps", n_steps, 1), ("n", n, 1), ("offset", offset, 0)): _at_least(name, value, least)
+    check_whole(1, n_steps=n_steps, n=n)
+    check_whole(0, offset=offset)
     if n > n_steps: raise ValueError(f"expected n of at most {n_steps}, the rows of the table, got {n}")
     if spacing not in SPACINGS: raise ValueError(f"expected spacing to be one of {', '.join(SPACINGS)}, got {spacing!r}")
     if offset and spacing != "leading": raise ValueError(f"expected offset 0 with {spacing}, as only leading has one, got {offset}")
@@ -309,7 +310,7 @@ def karras_sigmas(
     rho: float = 7., # 0.1 to 1e6; 1 gives equal steps; the larger, the more of the levels are small
 ) -> Tensor: # float32 (n + 1,), falling, the last 0
     "Let the `rho`-th root of sigma fall along a line ([Karras et al., 2022](https://arxiv.org/abs/2206.00364), equation 5)."
-    _at_least("n", n, 1)
+    check_whole(1, n=n)
     _check_ends(sigma_min, sigma_max)
     if not 0.1 <= rho <= 1e6: raise ValueError(f"expected rho from 0.1 to 1e6, where its roots can be told apart, got {rho!r}")
     roots = torch.linspace(sigma_max**(1/rho), sigma_min**(1/rho), n, dtype=torch.float64)
@@ -321,7 +322,7 @@ def exponential_sigmas(
     sigma_max: float, # The largest, the first
 ) -> Tensor: # float32 (n + 1,), falling, the last 0
     "Let the logarithm of sigma fall along a line."
-    _at_least("n", n, 1)
+    check_whole(1, n=n)
     _check_ends(sigma_min, sigma_max)
     logs = torch.linspace(math.log(sigma_max), math.log(sigma_min), n, dtype=torch.float64)
     return torch.cat([logs.exp(), logs.new_zeros(1)]).float()

@@ -54,6 +54,11 @@ class NoiseSchedule:
         "Standard deviations of the noise on a picture that keeps its size, (T,), rising."
         return self.snr.rsqrt()
 
+    @cached_property
+    def log_sigmas(self) -> Tensor:
+        "Logarithms of `sigmas`, (T,) of float32, in which levels are looked up."
+        return self.sigmas.log().float()
+
 # %% ../../nbs/15_ddpm.ipynb #cell-13
 def _check_steps(n_steps):
     if not isinstance(n_steps, int) or isinstance(n_steps, bool) or n_steps < 2: raise ValueError(f"expected n_steps to be a whole number of at least 2, got {n_steps!r}")
@@ -133,7 +138,7 @@ def at(
 ) -> Tensor: # `alpha_bar` there, float32, the same shape and device
     "Look up a noise level; between two steps the logarithm of sigma goes along a line."
     if not ((t >= 0) & (t <= len(self) - 1)).all(): raise ValueError(f"expected time steps from 0 to {len(self) - 1}, got {t.min().item():g} to {t.max().item():g}")
-    table, t = self.sigmas.log().float().to(t.device), t.float()
+    table, t = self.log_sigmas.to(t.device), t.float()
     low = t.long().clamp(max=len(self) - 2)
     return torch.sigmoid(-2*torch.lerp(table[low], table[low + 1], t - low)) # alpha_bar = 1/(1 + sigma^2)
 
@@ -144,7 +149,7 @@ def time_of(
 ) -> Tensor: # Time steps from 0 to T - 1, float32, the same shape and device
     "Look up the time step of a noise level, the inverse of `at`."
     if not (sigma > 0).all(): raise ValueError(f"expected sigma above 0, got {sigma.min().item():g}")
-    table = self.sigmas.log().to(sigma.device, torch.float32)
+    table = self.log_sigmas.to(sigma.device)
     log = sigma.float().log().clamp(table[0], table[-1])
     low = (torch.searchsorted(table, log.contiguous(), right=True) - 1).clamp(0, len(self) - 2)
     return low + (log - table[low])/(table[low + 1] - table[low])

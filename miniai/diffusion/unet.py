@@ -16,8 +16,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import SpatialTransformer, _floats, _got, _readable, _share, _usable
-from ..training.conv import _whole
+from .attention import SpatialTransformer
+from ..tools.checks import check_finite, check_floats, check_share, check_whole, described, readable
 
 # %% ../../nbs/17_unet.ipynb #cell-9
 def timestep_embedding(
@@ -26,11 +26,11 @@ def timestep_embedding(
     max_period: float = 10_000., # Above 0; the slowest wave takes 2 pi max_period^(1 - 2/dim)
 ) -> Tensor: # (b, dim) of float32, cosines first
     "Write each time as cosines and sines of ever slower waves ([Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.5)."
-    _whole(2, dim=dim)
+    check_whole(2, dim=dim)
     if dim % 2: raise ValueError(f"expected an even dim, half for cosines and half for sines, got {dim}")
     if isinstance(max_period, bool) or not isinstance(max_period, Real) or not 0 < max_period < math.inf:
         raise ValueError(f"expected max_period above 0, got {max_period!r}")
-    if not isinstance(t, Tensor) or t.ndim != 1 or t.is_complex() or t.dtype == torch.bool: raise ValueError(f"expected times (b,) of real numbers, got {_got(t)}")
+    if not isinstance(t, Tensor) or t.ndim != 1 or t.is_complex() or t.dtype == torch.bool: raise ValueError(f"expected times (b,) of real numbers, got {described(t)}")
     freqs = torch.exp(-math.log(max_period)*torch.arange(dim//2, device=t.device)/(dim//2))
     angles = t.float()[:, None]*freqs # (b, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
@@ -46,8 +46,8 @@ class TimeResBlock(nn.Module):
         dropout: float = 0., # Share of the numbers before the second convolution that is dropped in training
     ):
         super().__init__()
-        _whole(1, ni=ni, nf=nf, emb_dim=emb_dim, norm_groups=norm_groups)
-        _share(dropout=dropout)
+        check_whole(1, ni=ni, nf=nf, emb_dim=emb_dim, norm_groups=norm_groups)
+        check_share(dropout=dropout)
         self.norm1, self.conv1 = nn.GroupNorm(norm_groups, ni), nn.Conv2d(ni, nf, 3, padding=1)
         self.time_emb_proj = nn.Linear(emb_dim, nf)
         self.norm2, self.conv2 = nn.GroupNorm(norm_groups, nf), nn.Conv2d(nf, nf, 3, padding=1)
@@ -58,8 +58,8 @@ class TimeResBlock(nn.Module):
         x: Tensor, # (b, ni, h, w)
         emb: Tensor, # (b, emb_dim)
     ) -> Tensor: # (b, nf, h, w)
-        _floats("pictures", x, "b", self.conv1.in_channels, "h", "w")
-        _floats("embeddings", emb, len(x), self.time_emb_proj.in_features)
+        check_floats("pictures", x, "b", self.conv1.in_channels, "h", "w")
+        check_floats("embeddings", emb, len(x), self.time_emb_proj.in_features)
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
         return self.conv_shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
@@ -71,11 +71,11 @@ class Downsample(nn.Module):
         nf: int, # Channels, in and out
     ):
         super().__init__()
-        _whole(1, nf=nf)
+        check_whole(1, nf=nf)
         self.conv = nn.Conv2d(nf, nf, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        _floats("pictures", x, "b", self.conv.in_channels, "h", "w")
+        check_floats("pictures", x, "b", self.conv.in_channels, "h", "w")
         return self.conv(x) # (b, nf, h/2, w/2), rounded up
 
 class Upsample(nn.Module):
@@ -84,11 +84,11 @@ class Upsample(nn.Module):
         nf: int, # Channels, in and out
     ):
         super().__init__()
-        _whole(1, nf=nf)
+        check_whole(1, nf=nf)
         self.conv = nn.Conv2d(nf, nf, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        _floats("pictures", x, "b", self.conv.in_channels, "h", "w")
+        check_floats("pictures", x, "b", self.conv.in_channels, "h", "w")
         return self.conv(F.interpolate(x, scale_factor=2., mode="nearest")) # (b, nf, 2h, 2w)
 
 # %% ../../nbs/17_unet.ipynb #cell-28
@@ -112,11 +112,11 @@ class UNetConfig:
             if not isinstance(levels, (list, tuple)): raise ValueError(f"expected {name} as a tuple with an entry for each level, got {levels!r}")
             object.__setattr__(self, name, tuple(levels)) # a list, as from a JSON file, will do
         if not self.channels: raise ValueError("expected the channels of at least one level, got none")
-        for nf in self.channels: _whole(1, channels=nf)
+        for nf in self.channels: check_whole(1, channels=nf)
         optional = {name: v for name in ("context_dim", "n_classes") if (v := getattr(self, name)) is not None}
-        _whole(1, in_channels=self.in_channels, out_channels=self.out_channels, n_layers=self.n_layers,
+        check_whole(1, in_channels=self.in_channels, out_channels=self.out_channels, n_layers=self.n_layers,
                n_heads=self.n_heads, norm_groups=self.norm_groups, **optional)
-        _share(dropout=self.dropout)
+        check_share(dropout=self.dropout)
         if self.dropout == 1: raise ValueError(f"expected dropout below 1, or nothing is left, got {self.dropout!r}")
         self._check_levels()
 
@@ -210,29 +210,29 @@ class UNet(nn.Module):
     def _check(self, x, context, y):
         "Raise unless the inputs are what the config says."
         c, dtype, halvings = self.config, self.conv_in.weight.dtype, len(self.config.channels) - 1
-        _floats("pictures", x, "b", c.in_channels, "h", "w")
+        check_floats("pictures", x, "b", c.in_channels, "h", "w")
         if any(side < 1 or side % 2**halvings for side in x.shape[2:]):
             raise ValueError(f"expected sides that are multiples of {2**halvings}, which can be halved {halvings} times, got {tuple(x.shape[2:])}")
-        _usable(dtype, pictures=x)
+        check_finite(dtype, pictures=x)
         if c.context_dim is not None: # without one, the blocks refuse a context
-            _floats("a context", context, len(x), "m", c.context_dim)
-            _usable(dtype, context=context)
+            check_floats("a context", context, len(x), "m", c.context_dim)
+            check_finite(dtype, context=context)
         if c.n_classes is not None: self._check_classes(y, len(x))
-        elif y is not None: raise ValueError(f"expected no classes, got {_got(y)}")
+        elif y is not None: raise ValueError(f"expected no classes, got {described(y)}")
 
     def _check_classes(self, y, n):
         "Raise unless there is one of our classes for each of `n` pictures."
         top = self.config.n_classes
         wanted = f"expected classes y ({n},) of int64, from 0 to {top}, which stands for none of them"
-        if not isinstance(y, Tensor) or y.shape != (n,) or y.dtype != torch.int64: raise ValueError(f"{wanted}, got {_got(y)}")
-        if _readable(y) and y.numel() and (y.min() < 0 or y.max() > top): raise ValueError(f"{wanted}, got some from {y.min()} to {y.max()}")
+        if not isinstance(y, Tensor) or y.shape != (n,) or y.dtype != torch.int64: raise ValueError(f"{wanted}, got {described(y)}")
+        if readable(y) and y.numel() and (y.min() < 0 or y.max() > top): raise ValueError(f"{wanted}, got some from {y.min()} to {y.max()}")
 
     def _embed(self, x, t, y):
         "Time and class as one vector for each picture, (b, 4*channels[0])."
-        if not isinstance(t, (Tensor, Real)): raise ValueError(f"expected a time or a tensor of times, got {_got(t)}")
+        if not isinstance(t, (Tensor, Real)): raise ValueError(f"expected a time or a tensor of times, got {described(t)}")
         t = torch.as_tensor(t, device=x.device)
         if t.shape not in ((), (1,), x.shape[:1]): raise ValueError(f"expected one time, or {len(x)}, got shape {tuple(t.shape)}")
-        _usable(t.dtype, times=t)
+        check_finite(t.dtype, times=t)
         emb = self.time_embedding(timestep_embedding(t.expand(len(x)), self.config.channels[0]).to(x.dtype))
         return emb if y is None else emb + self.class_embedding(y)
 

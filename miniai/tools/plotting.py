@@ -110,7 +110,7 @@ def show_images(
     for im, title, ax in zip_longest(ims, titles, axs.flat[:len(ims)]): show_image(im, ax=ax, title=title, **kwargs)
     return axs
 
-# %% ../../nbs/11_optimizers.ipynb #cell-65
+# %% ../../nbs/11_optimizers.ipynb #cell-82
 from io import BytesIO
 import PIL.Image
 

@@ -15,7 +15,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from .batches import _at_least, def_device, to_device
+from ..tools.checks import check_whole
+from .batches import def_device, to_device
 from .learner import Callback, CancelStepException, Learner, TrainCB, random_state, set_random_state
 
 # %% ../../nbs/14_accelerate.ipynb #cell-17
@@ -88,7 +89,7 @@ class GradAccumCB(Callback):
     def __init__(self,
         n: int, # Batches for a step; fewer for the last step of an epoch, if the loader knows its length
     ):
-        _at_least("n", n, 1)
+        check_whole(1, n=n)
         self.n = n
 
     def _scale(self, learn, factor):
@@ -145,7 +146,7 @@ class EMACB(Callback):
         warmup: float = 10., # At first the decay is n/(n + warmup) at update n, if that is less; 0 for none
     ):
         if not 0 <= decay < 1: raise ValueError(f"expected decay in [0, 1), got {decay!r}")
-        _at_least("every", every, 1)
+        check_whole(1, every=every)
         if not warmup >= 0: raise ValueError(f"expected warmup of at least 0, got {warmup!r}")
         self.decay, self.every, self.warmup = decay, every, warmup
 

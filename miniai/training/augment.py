@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from fastcore.basics import noop, patch
 from matplotlib.axes import Axes
 from torch import Tensor
+from ..tools.checks import check_whole
 from ..tools.plotting import show_images
-from .batches import _at_least
 from .init import BatchTransformCB, _eval_mode
 from .learner import Callback, CancelFitException, Learner, _listed, random_state, set_random_state
 
@@ -83,7 +83,7 @@ class RandCrop:
     def __init__(self,
         pad: int = 2, # At most so many pixels in each direction
     ):
-        _at_least("pad", pad, 0)
+        check_whole(0, pad=pad)
         self.pad = pad
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -102,7 +102,7 @@ class _Patches:
         max_num: int = 4, # At most so many in a picture
     ):
         if not 0 < pct <= 1: raise ValueError(f"expected pct above 0 and at most 1, got {pct!r}")
-        _at_least("max_num", max_num, 0)
+        check_whole(0, max_num=max_num)
         self.pct, self.max_num = pct, max_num
 
     def _corner(self, x, generator):
@@ -274,7 +274,7 @@ class Mixup:
         n_out: int = 10, # Classes
     ):
         rand_beta(0, alpha) # checks it
-        _at_least("n_out", n_out, 2)
+        check_whole(2, n_out=n_out)
         self.alpha, self.n_out = alpha, n_out
 
     def __call__(self,

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..tools.checks import check_whole
+
 # %% ../../nbs/04_minibatch.ipynb #cell-21
 def log_softmax(
     x: Tensor, # Logits, floating point, (..., n_classes)
@@ -145,11 +147,6 @@ class RandomSampler:
         torch.randperm(self.n, generator=g) # in step with PyTorch
 
 # %% ../../nbs/04_minibatch.ipynb #cell-69
-def _at_least(name, value, low):
-    "Raise unless `value` is a whole number of at least `low`."
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"expected {name} to be a whole number of at least {low}, got {value!r}")
-
 class BatchSampler:
     "Lists of `batch_size` indices each; the last one is shorter, or dropped."
     def __init__(self,
@@ -157,7 +154,7 @@ class BatchSampler:
         batch_size: int, # Indices in a batch, 1 or more
         drop_last: bool = False, # Leave out a last batch that is not full
     ):
-        _at_least("batch_size", batch_size, 1)
+        check_whole(1, batch_size=batch_size)
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
 
     def __len__(self) -> int:
@@ -303,7 +300,7 @@ class DataLoader:
         collate_fn: Callable[[list], Any] = collate, # Makes a batch of a list of items
         generator: torch.Generator | None = None, # Where order and workers' seeds come from; None takes PyTorch's global stream
     ):
-        _at_least("num_workers", num_workers, 0)
+        check_whole(0, num_workers=num_workers)
         n = len(dataset)
         if not n: raise ValueError("expected a dataset with at least one item, got an empty one")
         self.dataset, self.collate_fn, self.num_workers, self.generator = dataset, collate_fn, num_workers, generator
@@ -369,7 +366,7 @@ def fit(
     valid_dl: Iterable, # Batches (x, y) to measure on
 ) -> tuple[float, float]: # Loss and accuracy on the validation set at the end
     "Train, and print loss and accuracy on the validation set after each epoch."
-    _at_least("epochs", epochs, 1)
+    check_whole(1, epochs=epochs)
     for epoch in range(epochs):
         model.train()
         n_batches = 0
@@ -496,7 +493,7 @@ class TensorLoader:
         device: str | torch.device | None = None, # Where tensors are kept and batches made; None leaves them where they are
         generator: torch.Generator | None = None, # On the CPU; where the order comes from, None takes PyTorch's global stream
     ):
-        _at_least("batch_size", batch_size, 1)
+        check_whole(1, batch_size=batch_size)
         sizes = {len(t) if isinstance(t, Tensor) and t.ndim else 0 for t in tensors}
         if len(sizes) != 1 or 0 in sizes: raise ValueError(f"expected tensors of one length above 0, got {[tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in tensors]}")
         self.tensors = tuple(t.contiguous() for t in (tensors if device is None else to_device(tensors, device)))

@@ -13,13 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batches import Sequential, _at_least
+from ..tools.checks import check_whole
+from .batches import Sequential
 
 # %% ../../nbs/06_convolutions.ipynb #cell-18
-def _whole(low, **values):
-    "Raise unless all values are whole numbers of at least `low`."
-    for name, value in values.items(): _at_least(name, value, low)
-
 def conv_size(
     n: int, # Pixels along one side of the picture
     ks: int, # Pixels along one side of the kernel
@@ -28,8 +25,8 @@ def conv_size(
     dilation: int = 1, # Distance of neighbours in a window
 ) -> int: # Pixels along one side of the result
     "Count the windows that fit along one side."
-    _whole(1, n=n, ks=ks, stride=stride, dilation=dilation)
-    _whole(0, padding=padding)
+    check_whole(1, n=n, ks=ks, stride=stride, dilation=dilation)
+    check_whole(0, padding=padding)
     room = n + 2*padding - dilation*(ks - 1) - 1
     if room < 0: raise ValueError(f"expected a window that fits into the picture, got one of {dilation*(ks - 1) + 1} pixels in {n} + 2*{padding}")
     return room//stride + 1
@@ -92,7 +89,7 @@ def conv(
     bias: bool | None = None, # Whether to add a bias; None adds one unless batch or instance norm would take it away
 ) -> nn.Sequential:
     "Make a convolution with its normalisation and activation, where wanted."
-    _whole(1, ni=ni, nf=nf, ks=ks, stride=stride)
+    check_whole(1, ni=ni, nf=nf, ks=ks, stride=stride)
     for name, maker in {"act": act, "norm": norm}.items():
         if isinstance(maker, nn.Module): raise ValueError(f"expected {name} to make a layer, as nn.ReLU does, got a layer that is made already: {maker}")
     norm_layer = norm(nf) if norm else None
@@ -135,8 +132,8 @@ class Reach:
         dilation: int = 1, # Its dilation
     ) -> "Reach":
         "What the units behind the next layer can see."
-        _whole(1, ks=ks, stride=stride, dilation=dilation)
-        _whole(0, padding=padding)
+        check_whole(1, ks=ks, stride=stride, dilation=dilation)
+        check_whole(0, padding=padding)
         return Reach(name, self.size + dilation*(ks - 1)*self.jump, self.jump*stride, self.start - padding*self.jump)
 
 # %% ../../nbs/06_convolutions.ipynb #cell-77

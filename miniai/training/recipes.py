@@ -37,7 +37,7 @@ from .batches import DataLoaders, TensorLoader, accuracy, holdout, image_dls
 from .hooks import set_seed
 from .init import get_model
 from .learner import Accuracy, Callback, CheckpointCB, DeviceCB, Learner, MetricsCB, ProgressCB, TrainCB, load_weights, main_process, print_row, read_checkpoint, read_metadata
-from .optim import BatchSchedCB, Schedule, one_cycle
+from .optim import BatchSchedCB, Muon, Schedule, one_cycle
 from .resnet import fast_resnet
 
 # %% ../../nbs/14a_train.ipynb #cell-5
@@ -214,10 +214,11 @@ def plot_training(
 # %% ../../nbs/14a_train.ipynb #cell-19
 @dataclass(kw_only=True)
 class LearnerRecipe(Recipe):
-    "A training with AdamW, one cycle of the learning rate, and averaged weights."
+    "A training with one cycle of the learning rate, and averaged weights."
     bs: int = option(128, "Items in a batch", least=1)
     lr: float = option(0.01, "Highest learning rate of the 1-cycle", least=0)
-    wd: float = option(0.05, "Weight decay of AdamW", least=0)
+    wd: float = option(0.05, "Weight decay", least=0)
+    opt: str = option("adamw", "Optimiser", choices=("adamw", "muon"))
     ema: float = option(0.996, "Decay of the averaged weights", least=0, most=0.99999)
     precision: str = option("float32", "Numbers in the network", choices=("float32", "bfloat16", "float16"))
     n_inp = 1 # So many entries of a batch go into the model
@@ -233,10 +234,11 @@ class LearnerRecipe(Recipe):
         params: Iterable[nn.Parameter], # Those of the model
         lr: float, # Learning rate
     ) -> optim.Optimizer:
-        "Make an AdamW that lets the weights fade, but not the biases and the factors of the norms."
+        "Make an optimiser that lets the weights fade, but not the biases and the factors of the norms."
         params = list(params)
-        groups = [{"params": [p for p in params if p.ndim > 1], "weight_decay": self.wd}, {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.}]
-        return optim.AdamW(groups, lr, betas=(0.9, 0.99))
+        make, decay = (Muon, "wd") if self.opt == "muon" else (optim.AdamW, "weight_decay")
+        groups = [{"params": [p for p in params if p.ndim > 1], decay: self.wd}, {"params": [p for p in params if p.ndim < 2], decay: 0.}]
+        return make(groups, lr, betas=(0.9, 0.99))
 
     def make_learner(self,
         model: nn.Module, # What is trained

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from ..tools.checks import check_whole
 from .batches import to_device
-from .conv import _whole, conv
+from .conv import conv
 from .hooks import Hooks
 from .init import _eval_mode
 from .learner import Learner, random_state, set_random_state
@@ -124,7 +125,7 @@ def model_summary(
     depth: int | None = 1, # Modules so far down are the rows; None for the smallest ones
 ) -> Summary:
     "Send one batch through a model, and note what each part gives, holds and costs; products outside convolutions and linear layers are not counted."
-    if depth is not None: _whole(1, depth=depth)
+    if depth is not None: check_whole(1, depth=depth)
     if not inputs or not len(inputs[0]): raise ValueError("expected a batch of at least one item to send through the model, got none")
     parts = _parts(model, depth)
     within = {m: part for part in parts for m in part.modules()}
@@ -166,7 +167,7 @@ class PoolBlock(nn.Module):
     ):
         super().__init__()
         if ks % 2 == 0: raise ValueError(f"expected an odd number of pixels, or the sizes would not fit, got ks={ks}")
-        _whole(1, stride=stride)
+        check_whole(1, stride=stride)
         parts = conv(ni, nf, ks, stride=1, act=act, norm=norm)
         self.down = nn.Sequential(parts[0], *[nn.MaxPool2d(stride)]*(stride > 1), *parts[1:])
         self.conv = conv(nf, nf, ks, stride=1, act=act, norm=norm)
@@ -188,7 +189,7 @@ def resnet(
 ) -> nn.Sequential: # From pictures (n, ni, h, w) to logits (n, n_out)
     "Make a residual network whose stages halve the picture."
     if len(nfs) < 2: raise ValueError(f"expected channels for at least two stages, got {tuple(nfs)}")
-    _whole(1, n_out=n_out, depth=depth)
+    check_whole(1, n_out=n_out, depth=depth)
     layers = [conv(ni, nfs[0], stride=1, act=act, norm=norm)]
     for n_in, nf in zip(nfs, nfs[1:]):
         layers.append(block(n_in, nf, stride=2, act=act, norm=norm))
@@ -223,7 +224,7 @@ def fast_resnet(
     n_out: int = 10, # Classes
 ) -> nn.Sequential: # From pictures (n, ni, h, w) to logits (n, n_out)
     "Make a residual network that begins with what can be known before the training."
-    _whole(1, ni=ni)
+    check_whole(1, ni=ni)
     first = nn.Conv2d(ni, 2*ni*3*3, 3, padding=1)
     nn.init.zeros_(first.bias)
     if x is not None: first.weight.data = whitening_kernels(x)
