@@ -93,6 +93,7 @@ class Drawing(Options):
 
     def __post_init__(self):
         self.label = str(self.label)
+        if self.label.strip().lower() == "any": self.label = "any"
         super().__post_init__()
         self.y = None if self.label == "any" else find_label(self.label, self.names)
 

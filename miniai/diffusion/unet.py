@@ -162,7 +162,7 @@ class _Middle(_Blocks):
     "The middle: a residual block, attention, and another residual block."
     def __init__(self, config, nf):
         super().__init__(config, [(nf, nf)]*2, True)
-        self.attentions[1] = _Pass() # made and dropped: never made, the same seed would give the way up other weights than models were trained from
+        self.attentions[1] = _Pass() # made and thrown away, so that the same seed still gives the same weights as before
 
     def forward(self, x, emb, context): # (b, nf, h, w), in and out
         for res, attend in zip(self.resnets, self.attentions): x = attend(res(x, emb), context)

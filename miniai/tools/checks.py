@@ -6,7 +6,7 @@
 __all__ = ['check_whole', 'check_share', 'described', 'check_floats', 'readable', 'check_finite']
 
 # %% ../../nbs/00d_checks.ipynb #cell-2
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor
 # %% ../../nbs/00d_checks.ipynb #cell-7
 def check_whole(
     low: int, # The least that will do
+    /,
     **values: Any, # What to look at, by name
 ) -> None:
     "Raise a `ValueError` unless all values are whole numbers of at least `low`."
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
             raise ValueError(f"expected {name} to be a whole number of at least {low}, got {value!r}")
 
 # %% ../../nbs/00d_checks.ipynb #cell-11
@@ -44,6 +45,7 @@ def check_floats(
     *shape: int | str, # Its axes: a number, a letter for any size, and in front `...` for any axes
 ) -> None:
     "Raise a `ValueError` unless `x` is a tensor of floats with this shape."
+    if "..." in shape[1:]: raise ValueError(f"expected ... in front of the axes, got {shape}")
     axes = [n for n in shape if n != "..."]
     fits = isinstance(x, Tensor) and x.is_floating_point() and (x.ndim == len(axes) or len(shape) > len(axes) < x.ndim)
     if not fits or any(n != size for n, size in zip(axes[::-1], x.shape[::-1]) if not isinstance(n, str)):
@@ -58,9 +60,11 @@ def readable(
 
 def check_finite(
     dtype: torch.dtype, # What they should be, or what autocast would bring them to
+    /,
     **tensors: Tensor, # What to look at, by name
 ) -> None:
     "Raise a `ValueError` unless all tensors are finite, and of this dtype."
     for name, x in tensors.items():
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type): raise ValueError(f"expected {name} of {dtype}, got {x.dtype}")
+        if not isinstance(x, Tensor): raise ValueError(f"expected {name} to be a tensor, got {described(x)}")
+        if x.dtype != dtype and not (readable(x) and torch.is_autocast_enabled(x.device.type)): raise ValueError(f"expected {name} of {dtype}, got {x.dtype}")
         if readable(x) and not x.isfinite().all(): raise ValueError(f"expected finite {name}, got NaN or infinite values")
