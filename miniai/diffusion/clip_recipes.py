@@ -20,7 +20,7 @@ from .schedules import from_pixels
 from .tokenizer import Tokenizer, train_bpe
 from ..training.augment import RandomTransformCB
 from ..training.batches import DataLoaders, TensorLoader
-from ..training.learner import MetricsCB, load_weights
+from ..training.learner import Mean, MetricsCB, load_weights
 from ..training.recipes import LearnerRecipe, option, read_about
 
 # %% ../../nbs/23a_train_clip.ipynb #cell-5
@@ -51,26 +51,16 @@ class CaptionCB(RandomTransformCB):
         return x, ids.to(x.device), attributes
 
 # %% ../../nbs/23a_train_clip.ipynb #cell-11
-class Retrieval:
+class Retrieval(Mean):
     "How often the right caption of all in a batch is found for a picture, and the right picture for a caption; their mean."
-    def __init__(self): self.reset()
-
-    def reset(self) -> None:
-        "Forget everything."
-        self.right = self.n = 0
-
     def update(self,
         scores: Tensor, # (n, n), a row for each picture and a column for each caption
         targets: Any = None, # Not needed: the right ones stand on the diagonal
     ) -> None:
         "Take in a batch."
         wanted = torch.arange(len(scores), device=scores.device)
-        self.right += int((scores.argmax(1) == wanted).sum() + (scores.argmax(0) == wanted).sum())
-        self.n += 2*len(scores)
-
-    def compute(self) -> float:
-        "The share that was found."
-        return self.right/self.n
+        found = torch.cat([scores.argmax(1) == wanted, scores.argmax(0) == wanted])
+        super().update(found.float().mean(), len(found))
 
 # %% ../../nbs/23a_train_clip.ipynb #cell-14
 @dataclass(kw_only=True)
@@ -89,10 +79,12 @@ class GlyphCLIP(LearnerRecipe):
 
     def run(self) -> None:
         "Train, and leave weights, log and plot in the folder."
+        if self.processes > 1: raise ValueError(f"expected one process, since a table of products cannot be put together from parts, got {self.processes}")
         tokenizer = caption_tokenizer(self.merges)
         shape = dict(dim=self.dim, n_layers=self.layers, mlp_dim=4*self.dim)
         text, vision = TextConfig(vocab_size=tokenizer.vocab_size, **shape), VisionConfig(**shape)
-        train, valid = glyphs(self.images, self.seed + 3_000), glyphs(max(self.images//60, 10)//100*100 or 10, self.seed + 4_000, held_out=True)
+        n_valid = max(self.images//6_000*100, 10) # batches of a hundred, or one of ten to try things out
+        train, valid = glyphs(self.images, self.seed + 3_000), glyphs(n_valid, self.seed + 4_000, held_out=True)
         self.begin("glyphs", *train, *valid)
         tfm = lambda batch: (from_pixels(batch[0]), batch[1])
         order = torch.Generator().manual_seed(self.seed)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import miniai.training.augment # noqa: F401 (gives the learner its capture_preds)
 from ..data.datasets import write_atomic
-from ..tools.checks import check_whole
+from ..tools.checks import check_whole, described
 from ..training.batches import DataLoaders, TensorLoader
 from ..training.init import _eval_mode
 from ..training.learner import Callback, LogBoard, TrainLearner, make_board, read_metadata
@@ -37,10 +37,6 @@ def feature_model(
     return classifier[:-2] if isinstance(classifier[-2], nn.Dropout) else classifier[:-1]
 
 # %% ../../nbs/18_fid.ipynb #cell-16
-def _described(x):
-    "Dtype and shape of a tensor, or what it is instead."
-    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-
 @torch.no_grad()
 def features(
     model: nn.Module, # From what `prepare` gives to (n, d), or (n, d, 1, 1)
@@ -50,7 +46,7 @@ def features(
     board: LogBoard | None = None, # Where progress is shown; when None, one that suits where we run, from 40 batches on
 ) -> Tensor: # float32 (n, d), on the CPU
     "Compute a model's features of pictures, in eval mode, on the model's device."
-    if not isinstance(pictures, Tensor) or not pictures.ndim or not len(pictures): raise ValueError(f"expected at least one picture, a tensor (n, ...), got {_described(pictures)}")
+    if not isinstance(pictures, Tensor) or not pictures.ndim or not len(pictures): raise ValueError(f"expected at least one picture, a tensor (n, ...), got {described(pictures)}")
     check_whole(1, bs=bs)
     batches = pictures.split(bs)
     if board is None: board = make_board() if len(batches) >= 40 else LogBoard()
@@ -59,7 +55,7 @@ def features(
         with _eval_mode(model):
             for i, batch in enumerate(batches):
                 found = model(prepare(batch).to(device))
-                if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(batch): raise ValueError(f"expected features ({len(batch)}, d) of {len(batch)} pictures, got {_described(found)}")
+                if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(batch): raise ValueError(f"expected features ({len(batch)}, d) of {len(batch)} pictures, got {described(found)}")
                 parts.append(found.float().cpu())
                 board.step("features", i, len(batches), None)
     finally: board.close()
@@ -77,7 +73,7 @@ def _root(sigma):
 def _check_covariance(sigma):
     "A covariance in float64, on the CPU; `ValueError` unless it can be one."
     if not isinstance(sigma, Tensor) or not sigma.is_floating_point() or sigma.ndim != 2 or len(sigma) != sigma.shape[1] or not len(sigma):
-        raise ValueError(f"expected a covariance, floats (d, d), got {_described(sigma)}")
+        raise ValueError(f"expected a covariance, floats (d, d), got {described(sigma)}")
     sigma = sigma.detach().to("cpu", torch.float64)
     if not sigma.isfinite().all(): raise ValueError("expected a finite covariance, got NaN or infinite values")
     if not (sigma.diag() >= 0).all() or (sigma - sigma.T).abs().max() > 1e-8*sigma.abs().max():
@@ -97,7 +93,7 @@ def trace_sqrt_product(
 def _check_table(x):
     "The features in float64; `ValueError` unless they are a table of at least two finite rows."
     if not isinstance(x, Tensor) or x.is_complex() or x.ndim != 2 or len(x) < 2 or not x.shape[1]:
-        raise ValueError(f"expected features (n, d) of at least 2 pictures, real numbers, got {_described(x)}")
+        raise ValueError(f"expected features (n, d) of at least 2 pictures, real numbers, got {described(x)}")
     if not x.isfinite().all(): raise ValueError(f"expected finite features, got {(~x.isfinite()).any(1).sum()} of {len(x)} rows with infinite values or NaN")
     return x.double()
 
@@ -117,7 +113,7 @@ class FeatureStats:
     def __post_init__(self):
         check_whole(1, n=self.n)
         mu, sigma = self.mu, _check_covariance(self.sigma)
-        if not isinstance(mu, Tensor) or not mu.is_floating_point() or mu.shape != sigma.shape[:1]: raise ValueError(f"expected a mean, floats ({len(sigma)},), got {_described(mu)}")
+        if not isinstance(mu, Tensor) or not mu.is_floating_point() or mu.shape != sigma.shape[:1]: raise ValueError(f"expected a mean, floats ({len(sigma)},), got {described(mu)}")
         if not mu.isfinite().all(): raise ValueError("expected a finite mean, got NaN or infinite values")
         for name, v in (("mu", mu.detach().to("cpu", torch.float64)), ("sigma", sigma)): object.__setattr__(self, name, v)
 
@@ -187,7 +183,7 @@ def sample_sets(
     seed: int = 0, # Of the choice
 ) -> list[Tensor]: # Of (n, d) each
     "Draw sets of rows at random: without a common row if there are enough of them, otherwise each from all."
-    if not isinstance(x, Tensor) or not x.ndim: raise ValueError(f"expected features (m, d), got {_described(x)}")
+    if not isinstance(x, Tensor) or not x.ndim: raise ValueError(f"expected features (m, d), got {described(x)}")
     check_whole(2, n=n)
     check_whole(1, n_sets=n_sets)
     if n > len(x): raise ValueError(f"expected sets of at most {len(x)} pictures, all there are, got n={n}")
@@ -234,7 +230,7 @@ def poly_kernel(
 ) -> Tensor: # (m, n)
     "How alike points are, by the third power of their product ([Bińkowski et al., 2018](https://arxiv.org/abs/1801.01401), section 4)."
     if not all(isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 2 for t in (x, y)) or x.shape[1] != y.shape[1] or not x.shape[1]:
-        raise ValueError(f"expected points of one width, floats (m, d) and (n, d), got {_described(x)} and {_described(y)}")
+        raise ValueError(f"expected points of one width, floats (m, d) and (n, d), got {described(x)} and {described(y)}")
     return (x@y.T/x.shape[1] + 1)**3
 
 def mmd2(

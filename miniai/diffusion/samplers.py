@@ -21,20 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from .schedules import NoiseSchedule, PictureNoise, _check_kind, scaled_linear_schedule, with_bar
-from ..tools.checks import check_whole
+from ..tools.checks import check_whole, described
 from ..tools.timing import compare
 from ..training.init import _eval_mode
 
 # %% ../../nbs/19_samplers.ipynb #cell-5
 Denoiser = Callable[[Tensor, Tensor], Tensor] # From x (b, ...) and sigma () to the guess of the clean pictures (b, ...)
 
-def _described(x):
-    "Dtype and shape of a tensor, or what it is instead."
-    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-
 def _check_like(x, given, who):
     "`ValueError` unless what somebody gave are floats of the shape of `x`."
-    if not isinstance(given, Tensor) or not given.is_floating_point() or given.shape != x.shape: raise ValueError(f"expected {who} to give floats of the shape {tuple(x.shape)}, got {_described(given)}")
+    if not isinstance(given, Tensor) or not given.is_floating_point() or given.shape != x.shape: raise ValueError(f"expected {who} to give floats of the shape {tuple(x.shape)}, got {described(given)}")
 
 def as_denoiser(
     model: Callable[..., Tensor], # Noisy pictures x_t (b, ...), time steps (b,) and `cond` to what it was trained to predict; a module, or a part of it, in training mode is put into eval mode for each call
@@ -63,7 +59,7 @@ def mixture_denoiser(
     width: float = 0., # Standard deviation of the Gaussian bell around each, 0 or more
 ) -> Denoiser:
     "Make the exact denoiser of a world of `n` pictures, or of `n` Gaussian bells ([Karras et al., 2022](https://arxiv.org/abs/2206.00364), appendix B.3)."
-    if not isinstance(centres, Tensor) or not centres.is_floating_point() or centres.ndim < 2 or not len(centres): raise ValueError(f"expected at least one picture, floats (n, ...), got {_described(centres)}")
+    if not isinstance(centres, Tensor) or not centres.is_floating_point() or centres.ndim < 2 or not len(centres): raise ValueError(f"expected at least one picture, floats (n, ...), got {described(centres)}")
     if not centres.isfinite().all(): raise ValueError("expected finite pictures, got NaN or infinite values")
     if not 0 <= width < math.inf: raise ValueError(f"expected a width of 0 or more, got {width!r}")
     flat = centres.flatten(1) # (n, d)
@@ -110,12 +106,12 @@ def _numbers(values, what):
     "Numbers in a row, float64 on the CPU; `ValueError` if they are something else."
     try: row = torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values))
     except (TypeError, ValueError): row = None
-    if row is None or row.ndim != 1 or row.is_complex() or row.dtype == torch.bool: raise ValueError(f"expected {what} to be real numbers in a row, (n,), got {_described(values if row is None else row)}")
+    if row is None or row.ndim != 1 or row.is_complex() or row.dtype == torch.bool: raise ValueError(f"expected {what} to be real numbers in a row, (n,), got {described(values if row is None else row)}")
     return row.detach().double().cpu()
 
 def _levels(x, sigmas):
     "From where to where each step goes; `ValueError` unless a sampler can go there with `x`."
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim: raise ValueError(f"expected x to be floats (b, ...), got {_described(x)}")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim: raise ValueError(f"expected x to be floats (b, ...), got {described(x)}")
     if not x.isfinite().all(): raise ValueError("expected a finite start x, got NaN or infinite values")
     s = _numbers(sigmas, "sigmas")
     if len(s) < 2: raise ValueError(f"expected at least two sigmas, (n + 1,), got {len(s)}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..data.glyphs import ATTRIBUTES, SIZE, glyphs
 from .batches import DataLoaders, TensorLoader
-from .learner import MetricsCB, load_weights
+from .learner import Mean, MetricsCB, load_weights
 from .recipes import LearnerRecipe, option, read_about
 from .resnet import resnet
 
@@ -58,18 +58,14 @@ def as_input(
     return images.float()/127.5 - 1
 
 # %% ../../nbs/20a_judge.ipynb #cell-16
-class AllRight:
+class AllRight(Mean):
     "How often all attributes are right; with `one`, how often that attribute is."
     def __init__(self,
         one: str | None = None, # Name of an attribute; None for all at once
     ):
         if one is not None and one not in ATTRIBUTES: raise ValueError(f"expected one of {', '.join(ATTRIBUTES)}, got {one!r}")
         self.one = None if one is None else list(ATTRIBUTES).index(one)
-        self.reset()
-
-    def reset(self) -> None:
-        "Forget everything."
-        self.right = self.n = 0
+        super().__init__()
 
     def update(self,
         answers: Tensor, # (n, 44)
@@ -77,12 +73,8 @@ class AllRight:
     ) -> None:
         "Take in a batch."
         right = verdict(answers) == attributes # (n, 7)
-        self.right += int((right.all(1) if self.one is None else right[:, self.one]).sum())
-        self.n += len(attributes)
-
-    def compute(self) -> float:
-        "The share that was right."
-        return self.right/self.n
+        right = right.all(1) if self.one is None else right[:, self.one]
+        super().update(right.float().mean(), len(right))
 
 def verdict(
     answers: Tensor, # (n, 44)
