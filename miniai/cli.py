@@ -84,6 +84,10 @@ RECIPES = { # Name to the module and class of a training
     "fashion_mnist": ("miniai.training.recipes", "FashionMNIST"),
     "mnist": ("miniai.training.recipes", "MNIST"),
     "ddpm": ("miniai.diffusion.recipes", "DDPM"),
+    "judge": ("miniai.training.judge", "GlyphJudge"),
+    "vae": ("miniai.diffusion.vae_recipes", "VAE"),
+    "clip": ("miniai.diffusion.clip_recipes", "GlyphCLIP"),
+    "unet": ("miniai.diffusion.text_recipes", "GlyphUNet"),
 }
 DRAWINGS = { # Name to the module and class of what can be drawn
     "fashion": ("miniai.diffusion.drawing", "Clothes"),
@@ -148,7 +152,7 @@ class Commands:
         return Job(lambda: run_bench(name, folder or "."))
 
     def train(self,
-        recipe: str, # fashion_mnist, mnist or ddpm
+        recipe: str, # fashion_mnist, mnist, ddpm, judge, vae, clip or unet
         **options, # Those of the recipe, such as `--epochs 5 --out DIR --seed 0 --resume`; `miniai train fashion_mnist --help` lists them
     ) -> Job:
         "Train a model; checkpoint, log, weights and plot go to a folder (--out DIR)."

@@ -97,7 +97,7 @@ class Attention(nn.Module):
         super().__init__()
         check_whole(1, dim=dim, n_heads=n_heads, context_dim=dim if context_dim is None else context_dim)
         check_share(dropout=dropout)
-        if head_dim is None and dim % n_heads: raise ValueError(f"expected dim to be a multiple of n_heads, or head_dim, got dim={dim} and n_heads={n_heads}")
+        if head_dim is None and dim % n_heads: raise ValueError(f"expected dim to be a multiple of {n_heads=}, or head_dim, got {dim}")
         head_dim = dim//n_heads if head_dim is None else head_dim
         check_whole(1, head_dim=head_dim)
         self.dim, self.context_dim, self.n_heads, width = dim, context_dim, n_heads, n_heads*head_dim
@@ -105,26 +105,20 @@ class Attention(nn.Module):
         self.to_k, self.to_v = (nn.Linear(context_dim or dim, width, bias=qkv_bias) for _ in range(2))
         self.to_out = nn.Sequential(nn.Linear(width, dim), nn.Dropout(dropout))
 
-    def _source(self, x, context):
-        "Where keys and values come from."
-        check_floats("tokens", x, "b", "n", self.dim)
-        if self.context_dim is not None:
-            check_floats("a context", context, len(x), "m", self.context_dim)
-            return context
-        if context is not None: raise ValueError(f"expected no context for self-attention, got {described(context)}; context_dim makes it cross-attention")
-        return x
-
     def forward(self,
         x: Tensor, # (b, n, dim)
         context: Tensor | None = None, # (b, m, context_dim), for cross-attention
         mask: Tensor | None = None, # Bools, True where one may look, or numbers to add; (n, m), or with batch and heads in front
     ) -> Tensor: # (b, n, dim)
-        source = self._source(x, context)
-        q, k, v = (split_heads(y, self.n_heads) for y in (self.to_q(x), self.to_k(source), self.to_v(source))) # (b, n_heads, n or m, head_dim)
-        if mask is not None:
-            if isinstance(mask, Tensor) and mask.ndim not in (2, 4):
-                raise ValueError(f"expected a mask (n, m), or (b, n_heads, n, m) with 1 for what is the same for all, got {described(mask)}")
-            mask = _as_mask(mask, (*q.shape[:3], k.shape[2]), q.dtype)
+        check_floats("tokens", x, "b", "n", self.dim)
+        if self.context_dim is None and context is not None:
+            raise ValueError(f"expected no context for self-attention, got {described(context)}; context_dim makes it cross-attention")
+        source = x if self.context_dim is None else context # where keys and values come from
+        check_floats("a context", source, len(x), "m", self.to_k.in_features)
+        q, k, v = (split_heads(y, self.n_heads) for y in (self.to_q(x), self.to_k(source), self.to_v(source))) # (b, n_heads, n or m, d)
+        if isinstance(mask, Tensor) and mask.ndim not in (2, 4):
+            raise ValueError(f"expected a mask (n, m), or (b, n_heads, n, m) with 1 for what is the same for all, got {described(mask)}")
+        if mask is not None: mask = _as_mask(mask, (*q.shape[:3], k.shape[2]), q.dtype)
         return self.to_out(join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
 
 # %% ../../nbs/16_attention.ipynb #cell-50
@@ -194,9 +188,9 @@ class TransformerBlock(nn.Module):
         mask: Tensor | None = None, # Who may look where in the self-attention, as in `Attention`
     ) -> Tensor: # (b, n, dim)
         check_floats("tokens", x, "b", "n", *self.norm1.normalized_shape)
+        if self.attn2 is None and context is not None: raise ValueError(f"expected no context, got {described(context)}")
         x = x + self.attn1(self.norm1(x), mask=mask)
         if self.attn2 is not None: x = x + self.attn2(self.norm2(x), context)
-        elif context is not None: raise ValueError(f"expected no context, got {described(context)}; context_dim makes a block that has use for it")
         return x + self.ff(self.norm3(x))
 
 # %% ../../nbs/16_attention.ipynb #cell-59
@@ -211,6 +205,7 @@ class SpatialTransformer(nn.Module):
     ):
         super().__init__()
         check_whole(1, channels=channels, n_layers=n_layers, norm_groups=norm_groups)
+        if channels % norm_groups: raise ValueError(f"expected channels to be a multiple of norm_groups={norm_groups}, got {channels}")
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(2))
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, n_heads, context_dim=context_dim) for _ in range(n_layers))

@@ -33,7 +33,8 @@ def feature_model(
 ) -> nn.Sequential: # From the same inputs to features (n, d)
     "Leave out the last linear layer of a classifier, and the dropout before it; the other layers are shared with it."
     if not isinstance(classifier, nn.Sequential) or len(classifier) < 2 or not isinstance(classifier[-1], nn.Linear):
-        raise ValueError(f"expected an nn.Sequential of some layers and a linear one at the end, got {type(classifier).__name__} with the layers {[type(m).__name__ for m in classifier.children()]}")
+        raise ValueError("expected an nn.Sequential of some layers and a linear one at the end, "
+                         f"got {type(classifier).__name__} with the layers {[type(m).__name__ for m in classifier.children()]}")
     return classifier[:-2] if isinstance(classifier[-2], nn.Dropout) else classifier[:-1]
 
 # %% ../../nbs/18_fid.ipynb #cell-16
@@ -46,7 +47,8 @@ def features(
     board: LogBoard | None = None, # Where progress is shown; when None, one that suits where we run, from 40 batches on
 ) -> Tensor: # float32 (n, d), on the CPU
     "Compute a model's features of pictures, in eval mode, on the model's device."
-    if not isinstance(pictures, Tensor) or not pictures.ndim or not len(pictures): raise ValueError(f"expected at least one picture, a tensor (n, ...), got {described(pictures)}")
+    if not isinstance(pictures, Tensor) or not pictures.ndim or not len(pictures):
+        raise ValueError(f"expected at least one picture, a tensor (n, ...), got {described(pictures)}")
     check_whole(1, bs=bs)
     batches = pictures.split(bs)
     if board is None: board = make_board() if len(batches) >= 40 else LogBoard()
@@ -55,7 +57,8 @@ def features(
         with _eval_mode(model):
             for i, batch in enumerate(batches):
                 found = model(prepare(batch).to(device))
-                if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(batch): raise ValueError(f"expected features ({len(batch)}, d) of {len(batch)} pictures, got {described(found)}")
+                if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(batch):
+                    raise ValueError(f"expected features ({len(batch)}, d) of {len(batch)} pictures, got {described(found)}")
                 parts.append(found.float().cpu())
                 board.step("features", i, len(batches), None)
     finally: board.close()
@@ -65,7 +68,8 @@ def features(
 def _root(sigma):
     "The symmetric square root of a covariance; eigenvalues within rounding of zero count as zero."
     values, vectors = torch.linalg.eigh(sigma)
-    if values[0] < -1e-6*values[-1].abs(): raise ValueError(f"expected a covariance, whose eigenvalues are not below 0, got one of {values[0]:.3g}")
+    if values[0] < -1e-6*values[-1].abs():
+        raise ValueError(f"expected a covariance, whose eigenvalues are not below 0, got one of {values[0]:.3g}")
     rounding = values[-1]*len(values)*torch.finfo(values.dtype).eps
     return (vectors*torch.where(values > rounding, values, 0).sqrt())@vectors.T
 
@@ -77,7 +81,8 @@ def _check_covariance(sigma):
     sigma = sigma.detach().to("cpu", torch.float64)
     if not sigma.isfinite().all(): raise ValueError("expected a finite covariance, got NaN or infinite values")
     if not (sigma.diag() >= 0).all() or (sigma - sigma.T).abs().max() > 1e-8*sigma.abs().max():
-        raise ValueError(f"expected a covariance to be symmetric, with variances of 0 or more, got variances from {sigma.diag().min():.3g}, and {(sigma - sigma.T).abs().max():.3g} between two sides of the diagonal")
+        raise ValueError(f"expected a covariance to be symmetric, with variances of 0 or more, got variances from {sigma.diag().min():.3g}, "
+                         f"and {(sigma - sigma.T).abs().max():.3g} between two sides of the diagonal")
     return sigma
 
 def trace_sqrt_product(
@@ -94,7 +99,8 @@ def _check_table(x):
     "The features in float64; `ValueError` unless they are a table of at least two finite rows."
     if not isinstance(x, Tensor) or x.is_complex() or x.ndim != 2 or len(x) < 2 or not x.shape[1]:
         raise ValueError(f"expected features (n, d) of at least 2 pictures, real numbers, got {described(x)}")
-    if not x.isfinite().all(): raise ValueError(f"expected finite features, got {(~x.isfinite()).any(1).sum()} of {len(x)} rows with infinite values or NaN")
+    if not x.isfinite().all():
+        raise ValueError(f"expected finite features, got {(~x.isfinite()).any(1).sum()} of {len(x)} rows with infinite values or NaN")
     return x.double()
 
 def _check_pair(x, y):
@@ -113,7 +119,8 @@ class FeatureStats:
     def __post_init__(self):
         check_whole(1, n=self.n)
         mu, sigma = self.mu, _check_covariance(self.sigma)
-        if not isinstance(mu, Tensor) or not mu.is_floating_point() or mu.shape != sigma.shape[:1]: raise ValueError(f"expected a mean, floats ({len(sigma)},), got {described(mu)}")
+        if not isinstance(mu, Tensor) or not mu.is_floating_point() or mu.shape != sigma.shape[:1]:
+            raise ValueError(f"expected a mean, floats ({len(sigma)},), got {described(mu)}")
         if not mu.isfinite().all(): raise ValueError("expected a finite mean, got NaN or infinite values")
         for name, v in (("mu", mu.detach().to("cpu", torch.float64)), ("sigma", sigma)): object.__setattr__(self, name, v)
 
@@ -129,16 +136,19 @@ class FeatureStats:
         path: str | os.PathLike, # A safetensors file
     ) -> Path:
         "Write them to a file, all or nothing."
-        return write_atomic(path, safetensors.torch.save({"mu": self.mu.contiguous(), "sigma": self.sigma.contiguous()}, {"feature_stats": str(self.n)}))
+        tensors = {"mu": self.mu.contiguous(), "sigma": self.sigma.contiguous()}
+        return write_atomic(path, safetensors.torch.save(tensors, {"feature_stats": str(self.n)}))
 
     @classmethod
     def load(cls,
         path: str | os.PathLike, # What `save` wrote
     ) -> "FeatureStats":
         "Read them; `ValueError` if the file is damaged or something else."
-        n = read_metadata(path).get("feature_stats")
-        if n is None: raise ValueError(f"expected {path} to hold statistics of features, it holds something else")
-        return cls(**safetensors.torch.load(Path(path).read_bytes()), n=int(n))
+        n = read_metadata(path).get("feature_stats", "none")
+        tensors = safetensors.torch.load(Path(path).read_bytes())
+        if not n.isdecimal() or tensors.keys() != {"mu", "sigma"}:
+            raise ValueError(f"expected {path} to hold statistics of features: mu, sigma and of how many pictures; it holds something else")
+        return cls(**tensors, n=int(n))
 
 # %% ../../nbs/18_fid.ipynb #cell-32
 def fid(
@@ -150,7 +160,7 @@ def fid(
     if len(a.mu) != len(b.mu): raise ValueError(f"expected features of one model, got {len(a.mu)} and {len(b.mu)} numbers a picture")
     return ((a.mu - b.mu).square().sum() + a.sigma.trace() + b.sigma.trace()).item() - 2*trace_sqrt_product(a.sigma, b.sigma)
 
-# %% ../../nbs/18_fid.ipynb #cell-43
+# %% ../../nbs/18_fid.ipynb #cell-45
 @dataclass(frozen=True)
 class FIDReport:
     "The FID of samples, and what real pictures get: means and standard deviations over sets of one size."
@@ -174,7 +184,8 @@ class FIDReport:
 
     def __str__(self) -> str:
         shared = ", sets that overlap" if self.overlap else ""
-        return f"FID {self.fid:.3g} ± {self.spread:.2g} (n = {self.n:,}, {self.n_sets} sets); real pictures {self.real:.3g} ± {self.real_spread:.2g}{shared}; ratio {self.ratio:.2f} ± {self.ratio_error:.2g}"
+        return (f"FID {self.fid:.3g} ± {self.spread:.2g} (n = {self.n:,}, {self.n_sets} sets); "
+                f"real pictures {self.real:.3g} ± {self.real_spread:.2g}{shared}; ratio {self.ratio:.2f} ± {self.ratio_error:.2g}")
 
 def sample_sets(
     x: Tensor, # Features (m, d)
@@ -208,7 +219,7 @@ def fid_report(
     (mean, spread), (real_mean, real_spread) = ((f.mean().item(), f.std().item()) for f in fids)
     return FIDReport(n, mean, spread, real_mean, real_spread, n_sets, n*n_sets > len(real))
 
-# %% ../../nbs/18_fid.ipynb #cell-56
+# %% ../../nbs/18_fid.ipynb #cell-60
 def fid_infinity(
     x: Tensor, # Features (n, d); n several times d, for otherwise the law of 1/n does not hold
     reference: FeatureStats, # Whose own share, from being made of a finite number, stays
@@ -223,13 +234,14 @@ def fid_infinity(
     values = [fid(sample_sets(x, int(n), 1, seed + i)[0], reference) for i, n in enumerate(ns)]
     return float(np.polyfit(1/ns, values, 1)[1])
 
-# %% ../../nbs/18_fid.ipynb #cell-60
+# %% ../../nbs/18_fid.ipynb #cell-64
 def poly_kernel(
     x: Tensor, # (m, d)
     y: Tensor, # (n, d)
 ) -> Tensor: # (m, n)
     "How alike points are, by the third power of their product ([Bińkowski et al., 2018](https://arxiv.org/abs/1801.01401), section 4)."
-    if not all(isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 2 for t in (x, y)) or x.shape[1] != y.shape[1] or not x.shape[1]:
+    tables = all(isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 2 for t in (x, y))
+    if not tables or x.shape[1] != y.shape[1] or not x.shape[1]:
         raise ValueError(f"expected points of one width, floats (m, d) and (n, d), got {described(x)} and {described(y)}")
     return (x@y.T/x.shape[1] + 1)**3
 
@@ -245,7 +257,7 @@ def mmd2(
         return (k.sum() - k.trace())/(len(t)*(len(t) - 1))
     return (within(x) + within(y) - 2*kernel(x, y).mean()).item()
 
-# %% ../../nbs/18_fid.ipynb #cell-66
+# %% ../../nbs/18_fid.ipynb #cell-70
 class KID(NamedTuple):
     "A kernel distance, and how far it may be off by chance."
     value: float # Mean over the subsets
@@ -261,11 +273,12 @@ def kid(
     x, y = _check_pair(x, y)
     check_whole(2, size=size)
     n_sets = min(len(x), len(y))//size
-    if n_sets < 2: raise ValueError(f"expected at least two subsets of at least 2 pictures, got {len(x)} and {len(y)} pictures for subsets of {size}")
+    if n_sets < 2:
+        raise ValueError(f"expected at least two subsets of at least 2 pictures, got {len(x)} and {len(y)} pictures for subsets of {size}")
     values = torch.tensor([mmd2(a, b) for a, b in zip(sample_sets(x, size, n_sets, seed), sample_sets(y, size, n_sets, seed + 1))])
     return KID(values.mean().item(), (values.std()/n_sets**0.5).item())
 
-# %% ../../nbs/18_fid.ipynb #cell-73
+# %% ../../nbs/18_fid.ipynb #cell-77
 class PrecisionRecall(NamedTuple):
     "Two shares, from 0 to 1."
     precision: float # Of the samples, those that look real
@@ -273,12 +286,13 @@ class PrecisionRecall(NamedTuple):
 
 def _share_within(points, centres, k):
     "Share of points in the balls around the centres that reach to their k-th neighbours; in blocks, for the tables are large."
-    radii = torch.cat([torch.cdist(block, centres).kthvalue(k + 1).values for block in centres.split(1_000)]) # (n,); the nearest is the centre itself
+    # (n,); the nearest is the centre itself
+    radii = torch.cat([torch.cdist(block, centres).kthvalue(k + 1).values for block in centres.split(1_000)])
     return torch.cat([(torch.cdist(block, centres) <= radii).any(1) for block in points.split(1_000)]).double().mean().item()
 
 def precision_recall(
     x: Tensor, # Features of samples (m, d)
-    real: Tensor, # Features of real pictures (n, d); m and n should be equal, for both shares grow with the number of balls
+    real: Tensor, # Features of real pictures (n, d); m and n should be equal, for the fewer points, the larger their balls
     k: int = 3, # A ball reaches to the k-th neighbour
 ) -> PrecisionRecall:
     "Measure how many samples look real, and how much of reality they cover ([Kynkäänniemi et al., 2019](https://arxiv.org/abs/1904.06991), equations 1 and 2)."
@@ -287,7 +301,7 @@ def precision_recall(
     if k >= min(len(x), len(real)): raise ValueError(f"expected k below the number of pictures, got k={k} for {len(x)} and {len(real)} pictures")
     return PrecisionRecall(_share_within(x, real, k), _share_within(real, x, k))
 
-# %% ../../nbs/18_fid.ipynb #cell-82
+# %% ../../nbs/18_fid.ipynb #cell-90
 class ImageEval:
     "Compares samples with the pictures of a validation loader."
     def __init__(self,

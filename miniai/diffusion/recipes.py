@@ -101,7 +101,7 @@ def picture_dls(
 @dataclass(kw_only=True)
 class DDPM(LearnerRecipe):
     "Train a diffusion model of small grey pictures; an epoch with --precision bfloat16 takes ten to twelve minutes on a core that knows bfloat16, in two processes (torchrun --nproc_per_node 2) half of it."
-    epochs: int = option(20, "Passes over the training set", least=1)
+    epochs: int = option(16, "Passes over the training set", least=1)
     lr: float = option(5e-3, "Highest learning rate of the 1-cycle", least=0)
     wd: float = option(0.01, "Weight decay", least=0)
     opt: str = option("muon", "Optimiser", choices=("adamw", "muon"))

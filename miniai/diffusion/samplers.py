@@ -30,10 +30,14 @@ Denoiser = Callable[[Tensor, Tensor], Tensor] # From x (b, ...) and sigma () to 
 
 def _check_like(x, given, who):
     "`ValueError` unless what somebody gave are floats of the shape of `x`."
-    if not isinstance(given, Tensor) or not given.is_floating_point() or given.shape != x.shape: raise ValueError(f"expected {who} to give floats of the shape {tuple(x.shape)}, got {described(given)}")
+    if not isinstance(given, Tensor) or not given.is_floating_point() or given.shape != x.shape:
+        raise ValueError(f"expected {who} to give floats of the shape {tuple(x.shape)}, got {described(given)}")
+
+def _check_sigma(sigma):
+    if not isinstance(sigma, Tensor) or sigma.ndim: raise ValueError(f"expected one sigma for all, a tensor (), got {described(sigma)}")
 
 def as_denoiser(
-    model: Callable[..., Tensor], # Noisy pictures x_t (b, ...), time steps (b,) and `cond` to what it was trained to predict; a module, or a part of it, in training mode is put into eval mode for each call
+    model: Callable[..., Tensor], # x_t (b, ...), time steps (b,) and `cond` to what it predicts; in each call a module is in eval mode
     schedule: NoiseSchedule, # Its noise levels
     *cond: Any, # Further inputs of the model, such as classes (b,)
     kind: str = "eps", # What it was trained to predict: `eps`, `x0` or `v`
@@ -41,9 +45,11 @@ def as_denoiser(
 ) -> Denoiser:
     "Make a denoiser of a trained network ([Karras et al., 2022](https://arxiv.org/abs/2206.00364), equation 7)."
     _check_kind(kind)
+    if not isinstance(schedule, NoiseSchedule): raise ValueError(f"expected a NoiseSchedule, got {described(schedule)}")
     if clip is not None and not clip > 0: raise ValueError(f"expected clip above 0, or None, got {clip!r}")
     parts = list(model.modules()) if isinstance(model, nn.Module) else [] # once, for to walk through a network takes a while
     def denoise(x, sigma):
+        _check_sigma(sigma)
         size = (1 + sigma**2).sqrt()
         t = schedule.time_of(sigma).to(x.device).expand(len(x))
         with _eval_mode(model) if any(m.training for m in parts) else contextlib.nullcontext(): predicted = model(x/size, t, *cond)
@@ -59,11 +65,13 @@ def mixture_denoiser(
     width: float = 0., # Standard deviation of the Gaussian bell around each, 0 or more
 ) -> Denoiser:
     "Make the exact denoiser of a world of `n` pictures, or of `n` Gaussian bells ([Karras et al., 2022](https://arxiv.org/abs/2206.00364), appendix B.3)."
-    if not isinstance(centres, Tensor) or not centres.is_floating_point() or centres.ndim < 2 or not len(centres): raise ValueError(f"expected at least one picture, floats (n, ...), got {described(centres)}")
+    if not isinstance(centres, Tensor) or not centres.is_floating_point() or centres.ndim < 2 or not len(centres):
+        raise ValueError(f"expected at least one picture, floats (n, ...), got {described(centres)}")
     if not centres.isfinite().all(): raise ValueError("expected finite pictures, got NaN or infinite values")
     if not 0 <= width < math.inf: raise ValueError(f"expected a width of 0 or more, got {width!r}")
     flat = centres.flatten(1) # (n, d)
     def denoise(x, sigma):
+        _check_sigma(sigma)
         variance, points = sigma**2 + width**2, flat.to(x)
         chance = ((x.flatten(1)@points.T - points.square().sum(1)/2)/variance).softmax(1) # (b, n)
         return ((chance@points)*sigma**2 + x.flatten(1)*width**2).view_as(x)/variance
@@ -79,10 +87,12 @@ def _check_ddim(x_t, noise, abar_t, abar_t1, bbar_t, bbar_t1, eta, fresh):
     _check_like(x_t, noise, "the network")
     if eta: _check_like(x_t, fresh, f"`fresh`, for eta {eta:g},")
     numbers = (abar_t, abar_t1, bbar_t, bbar_t1)
-    if any(v.ndim for v in numbers): raise ValueError(f"expected abar and bbar to be single numbers, got shapes {[tuple(v.shape) for v in numbers]}")
+    if any(v.ndim for v in numbers):
+        raise ValueError(f"expected abar and bbar to be single numbers, got shapes {[tuple(v.shape) for v in numbers]}")
     a, a1, b, b1 = (v.item() for v in numbers)
     if not (0 < a < a1 <= 1 and abs(a + b - 1) < 1e-4 and abs(a1 + b1 - 1) < 1e-4):
-        raise ValueError(f"expected numbers 0 < abar_t < abar_t1 <= 1, and bbar what is left to 1, got abar_t {a:.4g}, abar_t1 {a1:.4g}, bbar_t {b:.4g}, bbar_t1 {b1:.4g}")
+        raise ValueError("expected numbers 0 < abar_t < abar_t1 <= 1, and bbar what is left to 1, "
+                         f"got abar_t {a:.4g}, abar_t1 {a1:.4g}, bbar_t {b:.4g}, bbar_t1 {b1:.4g}")
 
 def ddim_step(
     x_t: Tensor, # Noisy pictures, (b, ...)
@@ -106,17 +116,20 @@ def _numbers(values, what):
     "Numbers in a row, float64 on the CPU; `ValueError` if they are something else."
     try: row = torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values))
     except (TypeError, ValueError): row = None
-    if row is None or row.ndim != 1 or row.is_complex() or row.dtype == torch.bool: raise ValueError(f"expected {what} to be real numbers in a row, (n,), got {described(values if row is None else row)}")
+    if row is None or row.ndim != 1 or row.is_complex() or row.dtype == torch.bool:
+        raise ValueError(f"expected {what} to be real numbers in a row, (n,), got {described(values if row is None else row)}")
     return row.detach().double().cpu()
 
 def _levels(x, sigmas):
     "From where to where each step goes; `ValueError` unless a sampler can go there with `x`."
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim: raise ValueError(f"expected x to be floats (b, ...), got {described(x)}")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
+        raise ValueError(f"expected x to be floats (b, ...), got {described(x)}")
     if not x.isfinite().all(): raise ValueError("expected a finite start x, got NaN or infinite values")
     s = _numbers(sigmas, "sigmas")
     if len(s) < 2: raise ValueError(f"expected at least two sigmas, (n + 1,), got {len(s)}")
     if not (s.isfinite().all() and (s[:-1] > 0).all() and s[-1] >= 0 and ((s.diff() < 0).all() or (s.diff() > 0).all())):
-        raise ValueError(f"expected sigmas that fall, or all rise, finite and above 0 but for the last, got {[float(f'{v:.4g}') for v in s[:8].tolist()]}{' and more' if len(s) > 8 else ''}")
+        first = f"{[float(f'{v:.4g}') for v in s[:8].tolist()]}{' and more' if len(s) > 8 else ''}"
+        raise ValueError(f"expected sigmas that fall, or all rise, finite and above 0 but for the last, got {first}")
     s = s.tolist()
     return list(zip(s[:-1], s[1:]))
 
@@ -125,7 +138,8 @@ def _guess(denoise, x, sigma, step):
     denoised = denoise(x, torch.tensor(sigma, dtype=torch.promote_types(x.dtype, torch.float32)))
     _check_like(x, denoised, "the denoiser")
     denoised = denoised.to(x.dtype)
-    if not denoised.isfinite().all(): raise ValueError(f"expected finite values from the denoiser, got NaN or infinite ones in step {step}, at sigma {sigma:.4g}")
+    if not denoised.isfinite().all():
+        raise ValueError(f"expected finite values from the denoiser, got NaN or infinite ones in step {step}, at sigma {sigma:.4g}")
     return denoised
 
 def _draw_fresh(noise, x, step):
@@ -135,6 +149,7 @@ def _draw_fresh(noise, x, step):
     if not fresh.isfinite().all(): raise ValueError(f"expected finite noise, got NaN or infinite values in step {step}")
     return fresh.to(x.dtype)
 
+# %% ../../nbs/19_samplers.ipynb #cell-21
 def _toward(x, denoised, sigma, to):
     "Keep `to/sigma` of what is between `x` and the guess."
     return denoised + to/sigma*(x - denoised)
@@ -152,8 +167,10 @@ def sample_ddim(
     "Go along the slope; with `eta`, too far, and back with fresh noise ([Song et al., 2021](https://arxiv.org/abs/2010.02502), equation 12)."
     levels = _levels(x, sigmas)
     _check_eta(eta)
-    if eta and levels[0][0] < levels[0][1]: raise ValueError(f"expected falling sigmas with fresh noise (eta {eta:g}): it cannot be taken back")
-    if eta and noise is None: raise ValueError(f"expected noise, a function that gives fresh noise, for eta {eta:g}, got None")
+    if eta and levels[0][0] < levels[0][1]:
+        raise ValueError(f"expected falling sigmas with fresh noise (eta {eta:g}): it cannot be taken back")
+    if eta and noise is None:
+        raise ValueError(f"expected noise, a function that gives fresh noise, for eta {eta:g}, got None")
     for step, (sigma, to) in enumerate(levels):
         denoised = _guess(denoise, x, sigma, step)
         fresh = eta*to*math.sqrt(1 - (to/sigma)**2) if eta else 0.
@@ -162,12 +179,12 @@ def sample_ddim(
         if callback: callback(step, x, denoised)
     return x
 
-# %% ../../nbs/19_samplers.ipynb #cell-23
+# %% ../../nbs/19_samplers.ipynb #cell-25
 sample_euler = sample_ddim
 sample_euler_ancestral = partial(sample_ddim, eta=1.)
 sample_ddpm = sample_euler_ancestral
 
-# %% ../../nbs/19_samplers.ipynb #cell-29
+# %% ../../nbs/19_samplers.ipynb #cell-31
 @torch.no_grad()
 def sample_heun(
     denoise: Denoiser, # Guesses the clean pictures; called twice a step, once in a last step to 0
@@ -188,14 +205,15 @@ def sample_heun(
         if callback: callback(step, x, denoised)
     return x
 
-# %% ../../nbs/19_samplers.ipynb #cell-33
+# %% ../../nbs/19_samplers.ipynb #cell-35
 def lms_weights(
     sigmas: Sequence[float], # Where the slopes were taken, all different, the latest first
     to: float, # Where the step goes
 ) -> list[float]: # A weight for each slope
     "Integrate, from `sigmas[0]` to `to`, the polynomials that are 1 at one sigma and 0 at the others."
     sigmas = _numbers(sigmas, "sigmas").tolist()
-    if not sigmas or len(set(sigmas)) < len(sigmas) or not all(math.isfinite(s) for s in (*sigmas, to)): raise ValueError(f"expected finite sigmas, at least one, all different, and a finite place to go, got {sigmas} and {to!r}")
+    if not sigmas or len(set(sigmas)) < len(sigmas) or not all(math.isfinite(s) for s in (*sigmas, to)):
+        raise ValueError(f"expected finite sigmas, at least one, all different, and a finite place to go, got {sigmas} and {to!r}")
     weights = []
     for i, s in enumerate(sigmas):
         others = [o for j, o in enumerate(sigmas) if j != i]
@@ -203,7 +221,7 @@ def lms_weights(
         weights.append(float((area(to) - area(sigmas[0]))/math.prod(s - o for o in others)))
     return weights
 
-# %% ../../nbs/19_samplers.ipynb #cell-36
+# %% ../../nbs/19_samplers.ipynb #cell-38
 @torch.no_grad()
 def sample_lms(
     denoise: Denoiser, # Guesses the clean pictures
@@ -224,7 +242,7 @@ def sample_lms(
         if callback: callback(step, x, denoised)
     return x
 
-# %% ../../nbs/19_samplers.ipynb #cell-39
+# %% ../../nbs/19_samplers.ipynb #cell-41
 @torch.no_grad()
 def sample_dpmpp_2m(
     denoise: Denoiser, # Guesses the clean pictures
@@ -245,8 +263,10 @@ def sample_dpmpp_2m(
         if callback: callback(step, x, denoised)
     return x
 
-# %% ../../nbs/19_samplers.ipynb #cell-43
-SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddpm": sample_ddpm, "ddim": sample_ddim, "euler": sample_euler, "euler_ancestral": sample_euler_ancestral, "heun": sample_heun, "lms": sample_lms, "dpmpp_2m": sample_dpmpp_2m}
+# %% ../../nbs/19_samplers.ipynb #cell-45
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ddpm": sample_ddpm, "ddim": sample_ddim, "euler": sample_euler, "euler_ancestral": sample_euler_ancestral,
+    "heun": sample_heun, "lms": sample_lms, "dpmpp_2m": sample_dpmpp_2m}
 
 def find_sampler(
     name: str, # A key of `SAMPLERS`
@@ -255,13 +275,13 @@ def find_sampler(
     if not isinstance(name, str) or name not in SAMPLERS: raise ValueError(f"no sampler {name!r}; there are: {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
 
-# %% ../../nbs/19_samplers.ipynb #cell-52
+# %% ../../nbs/19_samplers.ipynb #cell-56
 SPACINGS = ("linspace", "leading", "trailing")
 
 def spaced_steps(
     n_steps: int, # Rows of the table
     n: int, # How many of them, 1 to n_steps
-    spacing: str = "linspace", # `linspace`: from the first to the last, between rows where need be; `leading`: every so many, from 0 up; `trailing`: every so many, from the last down
+    spacing: str = "linspace", # `linspace`: first to last; `leading`: every k-th, from 0 up; `trailing`: every k-th, from the last down
     offset: int = 0, # Added to `leading` ones, whose first must stay in the table; 1 in Stable Diffusion
 ) -> Tensor: # float32 (n,), falling
     "Choose time steps ([Lin et al., 2023](https://arxiv.org/abs/2305.08891), table 2)."
@@ -270,7 +290,8 @@ def spaced_steps(
     if n > n_steps: raise ValueError(f"expected n of at most {n_steps}, the rows of the table, got {n}")
     if spacing not in SPACINGS: raise ValueError(f"expected spacing to be one of {', '.join(SPACINGS)}, got {spacing!r}")
     if offset and spacing != "leading": raise ValueError(f"expected offset 0 with {spacing}, as only leading has one, got {offset}")
-    if (n - 1)*(n_steps//n) + offset >= n_steps: raise ValueError(f"expected an offset that keeps step {(n - 1)*(n_steps//n)} in the table of {n_steps}, got {offset}")
+    first = (n - 1)*(n_steps//n)
+    if first + offset >= n_steps: raise ValueError(f"expected an offset that keeps step {first} in the table of {n_steps}, got {offset}")
     back = torch.arange(n, dtype=torch.float64)
     return {"linspace": torch.linspace(n_steps - 1, 0, n, dtype=torch.float64), "leading": back.flip(0)*(n_steps//n) + offset,
             "trailing": (n_steps - back*n_steps/n).round() - 1}[spacing].float()
@@ -295,9 +316,10 @@ def sigmas_from_steps(
     "Choose `n` rows of a schedule's table as noise levels."
     return sigmas_at(schedule, spaced_steps(len(schedule), n, spacing, offset))
 
-# %% ../../nbs/19_samplers.ipynb #cell-55
+# %% ../../nbs/19_samplers.ipynb #cell-59
 def _check_ends(sigma_min, sigma_max):
-    if not 1e-30 <= sigma_min < sigma_max <= 1e30: raise ValueError(f"expected 1e-30 <= sigma_min < sigma_max <= 1e30, got {sigma_min!r} and {sigma_max!r}")
+    if not 1e-30 <= sigma_min < sigma_max <= 1e30:
+        raise ValueError(f"expected 1e-30 <= sigma_min < sigma_max <= 1e30, got {sigma_min!r} and {sigma_max!r}")
 
 def karras_sigmas(
     n: int, # Steps to take, at least 1
@@ -323,11 +345,13 @@ def exponential_sigmas(
     logs = torch.linspace(math.log(sigma_max), math.log(sigma_min), n, dtype=torch.float64)
     return torch.cat([logs.exp(), logs.new_zeros(1)]).float()
 
-# %% ../../nbs/19_samplers.ipynb #cell-70
+# %% ../../nbs/19_samplers.ipynb #cell-74
 def _down_to_0(sigmas, least):
     "Noise levels in float64; `ValueError` unless they fall to 0."
     s = _numbers(sigmas, "sigmas")
-    if len(s) < least or s[-1] != 0 or not (s.diff() < 0).all(): raise ValueError(f"expected at least {least} sigmas, (n + 1,), that fall and end in 0, or noise would be left, got {s[-8:].tolist()}")
+    if len(s) < least or s[-1] != 0 or not (s.diff() < 0).all():
+        last = s[-8:].tolist()
+        raise ValueError(f"expected at least {least} sigmas, (n + 1,), that fall and end in 0, or noise would be left, got {last}")
     return s
 
 @contextlib.contextmanager
@@ -357,7 +381,7 @@ def generate(
     with _under_bar(bar, len(sigmas) - 1, callback) as after:
         return sampler(denoise, noise()*sigmas[0].item(), sigmas, noise=noise, callback=after, **own)
 
-# %% ../../nbs/19_samplers.ipynb #cell-79
+# %% ../../nbs/19_samplers.ipynb #cell-83
 def invert(
     denoise: Denoiser, # Guesses the clean pictures
     x: Tensor, # Pictures, (b, ...), taken as having the least noise of `sigmas`
@@ -372,7 +396,7 @@ def invert(
     sigmas = _down_to_0(sigmas, 3)[:-1].flip(0)
     with _under_bar(bar, len(sigmas) - 1, callback) as after: return sampler(denoise, x, sigmas, callback=after, **own)
 
-# %% ../../nbs/19_samplers.ipynb #cell-85
+# %% ../../nbs/19_samplers.ipynb #cell-92
 def _bare_calls(model, x, n):
     "The calls of the network, and nothing else."
     with torch.no_grad():

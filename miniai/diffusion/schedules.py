@@ -13,15 +13,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from ..tools.checks import check_finite, check_floats, check_share, check_whole, described
 from ..training.augment import RandomTransformCB
 from ..training.init import _eval_mode
-from ..training.learner import make_board
+from ..training.learner import LogBoard, make_board
 
 # %% ../../nbs/15_ddpm.ipynb #cell-11
 @dataclass(frozen=True, eq=False)
@@ -32,9 +34,10 @@ class NoiseSchedule:
     def __post_init__(self):
         a = self.alpha_bar
         if not isinstance(a, Tensor) or a.ndim != 1 or len(a) < 2 or not a.is_floating_point():
-            raise ValueError(f"expected alpha_bar to be floats of shape (T,) with T of at least 2, got {f'{a.dtype} of shape {tuple(a.shape)}' if isinstance(a, Tensor) else type(a).__name__}")
+            raise ValueError(f"expected alpha_bar to be floats of shape (T,) with T of at least 2, got {described(a)}")
         if not (a.isfinite().all() and 0 < a[-1] and a[0] < 1 and (a.diff() < 0).all()):
-            raise ValueError(f"expected alpha_bar to fall strictly, from below 1 to above 0, got values from {a[0].item():.6g} to {a[-1].item():.6g}, the smallest {a.min().item():.6g}, the largest {a.max().item():.6g}")
+            raise ValueError(f"expected alpha_bar to fall strictly, from below 1 to above 0, got values from {a[0].item():.6g} to {a[-1].item():.6g}, "
+                             f"the smallest {a.min().item():.6g}, the largest {a.max().item():.6g}")
         object.__setattr__(self, "alpha_bar", a.detach().to("cpu", torch.float64, copy=True)) # a copy: nobody changes it from outside
 
     def __len__(self) -> int: return len(self.alpha_bar)
@@ -60,15 +63,28 @@ class NoiseSchedule:
         return self.sigmas.log().float()
 
 # %% ../../nbs/15_ddpm.ipynb #cell-13
-def _check_steps(n_steps):
-    if not isinstance(n_steps, int) or isinstance(n_steps, bool) or n_steps < 2: raise ValueError(f"expected n_steps to be a whole number of at least 2, got {n_steps!r}")
+def _reals(what, values):
+    "The tensor of these numbers; `ValueError` if they are something else."
+    try: x = torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else torch.float64)
+    except (TypeError, ValueError, RuntimeError): x = None
+    if x is None or x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"expected {what} to be real numbers, got {described(values)}")
+    return x
+
+def _from_to(low, high, what, values):
+    "The tensor of these numbers; `ValueError` unless all are from `low` to `high`."
+    x = _reals(what, values)
+    if not ((x >= low) & (x <= high)).all():
+        raise ValueError(f"expected {what} from {low} to {high}, got {x.min().item():g} to {x.max().item():g}")
+    return x
 
 def from_betas(
     betas: Tensor, # Share of noise in each step, (T,), all above 0 and below 1
 ) -> NoiseSchedule:
     "Make the schedule that takes these steps."
-    betas = torch.as_tensor(betas).double()
-    if not ((betas > 0) & (betas < 1)).all(): raise ValueError(f"expected betas above 0 and below 1, got values from {betas.min().item():.6g} to {betas.max().item():.6g}")
+    betas = _reals("betas", betas).double()
+    if not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(f"expected betas above 0 and below 1, got values from {betas.min().item():.6g} to {betas.max().item():.6g}")
     return NoiseSchedule((1 - betas).cumprod(0))
 
 def linear_schedule(
@@ -77,7 +93,7 @@ def linear_schedule(
     beta_max: float = 0.02, # The last one, below 1
 ) -> NoiseSchedule:
     "Let beta rise along a line ([Ho et al., 2020](https://arxiv.org/abs/2006.11239), section 4)."
-    _check_steps(n_steps)
+    check_whole(2, n_steps=n_steps)
     return from_betas(torch.linspace(beta_min, beta_max, n_steps, dtype=torch.float64))
 
 def scaled_linear_schedule(
@@ -86,7 +102,7 @@ def scaled_linear_schedule(
     beta_max: float = 0.012, # The last one, below 1
 ) -> NoiseSchedule:
     "Let the root of beta rise along a line, as Stable Diffusion does ([Rombach et al., 2022](https://arxiv.org/abs/2112.10752))."
-    _check_steps(n_steps)
+    check_whole(2, n_steps=n_steps)
     if not 0 <= beta_min <= beta_max: raise ValueError(f"expected 0 < beta_min <= beta_max < 1, got {beta_min!r} and {beta_max!r}")
     return from_betas(torch.linspace(beta_min**0.5, beta_max**0.5, n_steps, dtype=torch.float64)**2)
 
@@ -96,37 +112,38 @@ def cosine_schedule(
     max_beta: float = 0.999, # No step is larger, below 1
 ) -> NoiseSchedule:
     "Let `alpha_bar` fall along a squared cosine ([Nichol and Dhariwal, 2021](https://arxiv.org/abs/2102.09672), equation 17)."
-    _check_steps(n_steps)
+    check_whole(2, n_steps=n_steps)
     if not offset >= 0: raise ValueError(f"expected offset of at least 0, got {offset!r}")
     curve = abar((torch.linspace(0, 1, n_steps + 1, dtype=torch.float64) + offset)/(1 + offset))
     return from_betas((1 - curve[1:]/curve[:-1]).clamp(max=max_beta))
 
 def abar(
-    t: Tensor, # Time from 0, the picture, to 1, pure noise; any shape
+    t: Tensor | float, # Time from 0, the picture, to 1, pure noise; any shape
 ) -> Tensor: # The picture's share of the variance, the same shape
     "Compute `alpha_bar` in continuous time, as a squared cosine."
-    return (t*math.pi/2).cos()**2
+    return (_from_to(0, 1, "times", t)*math.pi/2).cos()**2
 
 def inv_abar(
-    alpha_bar: Tensor, # The picture's share of the variance, 0 to 1; any shape
+    alpha_bar: Tensor | float, # The picture's share of the variance, 0 to 1; any shape
 ) -> Tensor: # Time, 0 to 1, the same shape
     "Compute the time at which `abar` has this value."
-    return alpha_bar.sqrt().acos()*2/math.pi
+    return _from_to(0, 1, "alpha_bar", alpha_bar).sqrt().acos()*2/math.pi
 
 # %% ../../nbs/15_ddpm.ipynb #cell-20
 def from_pixels(
     images: Tensor, # uint8, (n, h, w) grey or (n, c, h, w)
 ) -> Tensor: # float32 (n, c, h, w), from -1 to 1
     "Turn pixels into what diffusion models work on."
-    if images.dtype != torch.uint8 or images.ndim not in (3, 4): raise ValueError(f"expected uint8 pictures (n, h, w) or (n, c, h, w), got {images.dtype} {tuple(images.shape)}")
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim not in (3, 4):
+        raise ValueError(f"expected uint8 pictures (n, h, w) or (n, c, h, w), got {described(images)}")
     return (images if images.ndim == 4 else images[:, None]).float()/127.5 - 1
 
 def to_pixels(
     x: Tensor, # Floats, (n, c, h, w); what is beyond -1 or 1 is cut off
 ) -> Tensor: # uint8, (n, h, w) if there is one channel, else (n, c, h, w)
     "Turn what a diffusion model made into pixels."
-    if not x.is_floating_point() or x.ndim != 4: raise ValueError(f"expected floats (n, c, h, w), got {x.dtype} {tuple(x.shape)}")
-    if not x.isfinite().all(): raise ValueError("expected finite values, got NaN or infinite ones")
+    check_floats("pictures", x, "n", "c", "h", "w")
+    check_finite(x.dtype, pictures=x)
     pixels = ((x.clamp(-1, 1) + 1)*127.5).round().to(torch.uint8)
     return pixels[:, 0] if x.shape[1] == 1 else pixels
 
@@ -134,10 +151,10 @@ def to_pixels(
 @patch
 def at(
     self: NoiseSchedule,
-    t: Tensor, # Time steps from 0 to T - 1, whole or between; any shape
+    t: Tensor | float, # Time steps from 0 to T - 1, whole or between; any shape
 ) -> Tensor: # `alpha_bar` there, float32, the same shape and device
     "Look up a noise level; between two steps the logarithm of sigma goes along a line."
-    if not ((t >= 0) & (t <= len(self) - 1)).all(): raise ValueError(f"expected time steps from 0 to {len(self) - 1}, got {t.min().item():g} to {t.max().item():g}")
+    t = _from_to(0, len(self) - 1, "time steps", t)
     table, t = self.log_sigmas.to(t.device), t.float()
     low = t.long().clamp(max=len(self) - 2)
     return torch.sigmoid(-2*torch.lerp(table[low], table[low + 1], t - low)) # alpha_bar = 1/(1 + sigma^2)
@@ -145,28 +162,36 @@ def at(
 @patch
 def time_of(
     self: NoiseSchedule,
-    sigma: Tensor, # Noise levels above 0, any shape; beyond the table's ends they count as its ends
+    sigma: Tensor | float, # Noise levels above 0, any shape; beyond the table's ends they count as its ends
 ) -> Tensor: # Time steps from 0 to T - 1, float32, the same shape and device
     "Look up the time step of a noise level, the inverse of `at`."
+    sigma = _reals("sigma", sigma)
     if not (sigma > 0).all(): raise ValueError(f"expected sigma above 0, got {sigma.min().item():g}")
     table = self.log_sigmas.to(sigma.device)
     log = sigma.float().log().clamp(table[0], table[-1])
     low = (torch.searchsorted(table, log.contiguous(), right=True) - 1).clamp(0, len(self) - 2)
     return low + (log - table[low])/(table[low + 1] - table[low])
 
-# %% ../../nbs/15_ddpm.ipynb #cell-29
+# %% ../../nbs/15_ddpm.ipynb #cell-33
 PREDICTIONS = ("eps", "x0", "v")
 
 def _roots(alpha_bar, x):
     "The factors of picture and noise, shaped to multiply `x`; computed before they are rounded to its dtype."
-    a = alpha_bar if isinstance(alpha_bar, Tensor) else torch.tensor(float(alpha_bar), dtype=torch.float64)
-    if a.ndim > 1 or (a.ndim and len(a) != len(x)): raise ValueError(f"expected one alpha_bar, or one for each of {len(x)} items, got shape {tuple(a.shape)}")
-    if not ((a > 0) & (a < 1)).all(): raise ValueError(f"expected alpha_bar above 0 and below 1, got {a.min().item():.6g} to {a.max().item():.6g}")
+    a = _reals("alpha_bar", alpha_bar)
+    if a.ndim > 1 or (a.ndim and len(a) != len(x)):
+        raise ValueError(f"expected one alpha_bar, or one for each of {len(x)} items, got shape {tuple(a.shape)}")
+    if not ((a > 0) & (a < 1)).all():
+        raise ValueError(f"expected alpha_bar above 0 and below 1, got {a.min().item():.6g} to {a.max().item():.6g}")
     if a.ndim: a = a.view(-1, *[1]*(x.ndim - 1)) # (b, 1, 1, 1)
     return [root.to(x.device, x.dtype) for root in (a.sqrt(), (1 - a).sqrt())]
 
-def _check_pair(x, other, names):
-    if x.shape != other.shape or not (x.is_floating_point() and other.is_floating_point()): raise ValueError(f"expected {names} to be floats of one shape, got {x.dtype} {tuple(x.shape)} and {other.dtype} {tuple(other.shape)}")
+def _check_alike(**tensors):
+    "`ValueError` unless all are finite floats of one shape; their dtypes may differ, as they do under autocast."
+    shape = ["..."]
+    for name, x in tensors.items():
+        check_floats(name, x, *shape)
+        check_finite(x.dtype, **{name: x})
+        shape = x.shape
 
 def _check_kind(kind):
     if kind not in PREDICTIONS: raise ValueError(f"expected kind to be one of {', '.join(PREDICTIONS)}, got {kind!r}")
@@ -174,10 +199,10 @@ def _check_kind(kind):
 def add_noise(
     x0: Tensor, # Clean pictures, (b, ...)
     eps: Tensor, # Noise of variance 1, the same shape
-    alpha_bar: Tensor | float, # The picture's share of the variance, () or (b,), between 0 and 1
+    alpha_bar: Tensor | float | Sequence[float], # The picture's share of the variance, () or (b,), between 0 and 1
 ) -> Tensor: # x_t, the same shape
     "Mix picture and noise ([Ho et al., 2020](https://arxiv.org/abs/2006.11239), equation 4)."
-    _check_pair(x0, eps, "x0 and eps")
+    _check_alike(x0=x0, eps=eps)
     picture, noise = _roots(alpha_bar, x0)
     return picture*x0 + noise*eps
 
@@ -189,7 +214,7 @@ def target_of(
 ) -> Tensor: # The same shape
     "Compute what a network should say that sees the mixture."
     _check_kind(kind)
-    _check_pair(x0, eps, "x0 and eps")
+    _check_alike(x0=x0, eps=eps)
     picture, noise = _roots(alpha_bar, x0)
     return {"eps": lambda: eps, "x0": lambda: x0, "v": lambda: picture*eps - noise*x0}[kind]()
 
@@ -201,25 +226,29 @@ def x0_and_eps(
 ) -> tuple[Tensor, Tensor]: # The clean pictures and the noise that it means
     "Compute picture and noise from any of the three."
     _check_kind(kind)
-    _check_pair(x_t, said, "x_t and what the network said")
+    _check_alike(x_t=x_t, **{"what the network said": said})
     picture, noise = _roots(alpha_bar, x_t)
     if kind == "eps": return (x_t - noise*said)/picture, said
     if kind == "x0": return said, (x_t - picture*said)/noise
     return picture*x_t - noise*said, noise*x_t + picture*said
 
-# %% ../../nbs/15_ddpm.ipynb #cell-33
+# %% ../../nbs/15_ddpm.ipynb #cell-37
+def _check_schedule(schedule):
+    if not isinstance(schedule, NoiseSchedule): raise ValueError(f"expected a NoiseSchedule, got {described(schedule)}")
+
 def noisify(
     x0: Tensor, # Clean pictures, (b, ...)
     schedule: NoiseSchedule, # Where the noise levels come from
-    generator: torch.Generator | None = None, # On the device of `x0`; None takes PyTorch's global stream
+    generator: torch.Generator | None = None, # On the device of `x0`; None takes PyTorch's global one
 ) -> tuple[tuple[Tensor, Tensor], Tensor]: # The mixtures x_t and their time steps (b,), and the noise
     "Ruin each picture with noise of a random level."
-    if not x0.is_floating_point(): raise ValueError(f"expected pictures of floats, as from_pixels makes them, got {x0.dtype}")
+    _check_schedule(schedule)
+    _check_alike(**{"pictures as from_pixels makes them": x0})
     t = torch.randint(len(schedule), (len(x0),), generator=generator, device=x0.device)
     eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     return (add_noise(x0, eps, schedule.at(t)), t), eps
 
-# %% ../../nbs/15_ddpm.ipynb #cell-36
+# %% ../../nbs/15_ddpm.ipynb #cell-40
 def hide_classes(
     y: Tensor, # Classes (b,), from 0 to n_classes - 1
     n_classes: int, # Their number, and the number that stands for no class
@@ -227,9 +256,12 @@ def hide_classes(
     generator: torch.Generator | None = None, # On the device of `y`
 ) -> Tensor: # (b,)
     "Hide some of the classes, each by a coin of its own."
-    if not 0 <= p <= 1: raise ValueError(f"expected p from 0 to 1, got {p!r}")
-    if y.dtype != torch.int64 or y.ndim != 1 or (len(y) and not 0 <= y.min() <= y.max() < n_classes):
-        raise ValueError(f"expected classes int64 (b,) from 0 to {n_classes - 1}, got {y.dtype} {tuple(y.shape)}" + (f" from {y.min()} to {y.max()}" if y.numel() else ""))
+    check_whole(1, n_classes=n_classes)
+    check_share(p=p)
+    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.ndim != 1:
+        raise ValueError(f"expected classes int64 (b,), got {described(y)}")
+    if len(y) and not 0 <= y.min() <= y.max() < n_classes:
+        raise ValueError(f"expected classes from 0 to {n_classes - 1}, got {y.min()} to {y.max()}")
     return torch.where(torch.rand(len(y), generator=generator, device=y.device) < p, n_classes, y)
 
 class NoisifyCB(RandomTransformCB):
@@ -241,8 +273,10 @@ class NoisifyCB(RandomTransformCB):
         p_hide: float = 0.1, # How often a class is hidden, 0 to 1, in training and in validation
         seed: int = 0, # Of all draws
     ):
+        _check_schedule(schedule)
         _check_kind(kind)
-        if not 0 <= p_hide <= 1: raise ValueError(f"expected p_hide from 0 to 1, got {p_hide!r}")
+        if n_classes is not None: check_whole(1, n_classes=n_classes)
+        check_share(p_hide=p_hide)
         super().__init__(self._task, seed)
         self.schedule, self.kind, self.n_classes, self.p_hide = schedule, kind, n_classes, p_hide
 
@@ -253,7 +287,7 @@ class NoisifyCB(RandomTransformCB):
         if self.n_classes is None: return x_t, t, target
         return x_t, t, hide_classes(y, self.n_classes, self.p_hide, generator), target
 
-# %% ../../nbs/15_ddpm.ipynb #cell-45
+# %% ../../nbs/15_ddpm.ipynb #cell-49
 def posterior(
     alpha_bar: float, # The picture's share of the variance at this step
     alpha_bar_prev: float, # That one step nearer to the picture, larger; 1 for the picture itself
@@ -264,7 +298,7 @@ def posterior(
     noise, noise_prev = 1 - alpha_bar, 1 - alpha_bar_prev
     return math.sqrt(alpha_bar_prev)*beta/noise, math.sqrt(1 - beta)*noise_prev/noise, math.sqrt(noise_prev/noise*beta)
 
-# %% ../../nbs/15_ddpm.ipynb #cell-48
+# %% ../../nbs/15_ddpm.ipynb #cell-55
 class PictureNoise:
     "Noise for a batch of pictures, each with a stream of its own."
     def __init__(self,
@@ -273,19 +307,21 @@ class PictureNoise:
         device: str | torch.device = "cpu", # Where the noise is needed; it is drawn on the CPU, and so the same everywhere
     ):
         self.shape, self.seeds, self.device = tuple(shape), list(seeds), device
-        if not self.seeds or not all(isinstance(s, int) and 0 <= s < 2**63 for s in self.seeds): raise ValueError(f"expected a seed for each picture, whole numbers from 0 to {2**63 - 1}, got {self.seeds!r}")
+        if not self.seeds or not all(isinstance(s, int) and 0 <= s < 2**63 for s in self.seeds):
+            raise ValueError(f"expected a seed for each picture, whole numbers from 0 to {2**63 - 1}, got {self.seeds!r}")
         self.streams = [torch.Generator().manual_seed(s) for s in self.seeds]
 
     def __call__(self) -> Tensor: # (b, *shape), of variance 1
         return torch.stack([torch.randn(self.shape, generator=g) for g in self.streams]).to(self.device)
 
-# %% ../../nbs/15_ddpm.ipynb #cell-51
+# %% ../../nbs/15_ddpm.ipynb #cell-58
 def with_bar(
     steps: Sequence, # What to go through
     what: str = "sampling", # What it is called on the bar
+    board: LogBoard | None = None, # Where the bar is shown; when None, one that suits notebook, terminal or log
 ) -> Iterator: # The same, one by one
-    "Go through steps under a progress bar that suits notebook, terminal or log."
-    board = make_board()
+    "Go through steps under a progress bar, which is taken away at the end, or when something fails."
+    if board is None: board = make_board()
     try:
         for i, step in enumerate(steps):
             yield step
@@ -303,17 +339,21 @@ def ddpm_sample(
     bar: Callable[[Sequence], Iterable] = with_bar, # Shows how far it is; `iter` shows nothing
 ) -> Tensor: # Pictures (b, ...)
     "Draw by going back through all noise levels ([Ho et al., 2020](https://arxiv.org/abs/2006.11239), algorithm 2)."
+    _check_schedule(schedule)
     _check_kind(kind)
-    if clip is not None and not clip > 0: raise ValueError(f"expected clip above 0, or None, got {clip!r}")
+    if clip is not None and not (isinstance(clip, Real) and clip > 0): raise ValueError(f"expected clip above 0, or None, got {clip!r}")
     levels = [1., *schedule.alpha_bar.tolist()]
     x_t = noise()
+    _check_alike(**{"noise at the start": x_t})
     with torch.no_grad(), _eval_mode(model) if isinstance(model, nn.Module) else contextlib.nullcontext():
         for step, t in enumerate(bar(range(len(schedule) - 1, -1, -1))):
             said = model(x_t, torch.full((len(x_t),), t, device=x_t.device), *cond)
+            _check_alike(x_t=x_t, **{f"values from the model in step {step}": said})
             x0, _ = x0_and_eps(x_t, said, levels[t + 1], kind)
             if clip is not None: x0 = x0.clamp(-clip, clip)
             of_x0, of_x, spread = posterior(levels[t + 1], levels[t])
-            x_t = of_x0*x0 + of_x*x_t + (spread*noise() if t else 0)
+            fresh = noise() if t else torch.zeros_like(x_t) # none at the end
+            _check_alike(x_t=x_t, **{f"noise in step {step}": fresh})
+            x_t = of_x0*x0 + of_x*x_t + spread*fresh
             if callback: callback(step, x_t, x0)
-    if not x_t.isfinite().all(): raise ValueError("the model has said NaN or infinite values somewhere on the way; look at its weights")
     return x_t

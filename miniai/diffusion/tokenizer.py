@@ -307,10 +307,12 @@ def _special_tokens():
 def save_pretrained(
     self: Tokenizer,
     folder: str | os.PathLike, # Is made where it is missing
+    length: int = CLIP_LENGTH, # Tokens of a prompt, with start and end, for those who fill up to what the file says: as many as the text encoder has places
 ) -> Path: # The folder
     "Write a folder that `from_pretrained` reads, and other libraries as well."
+    check_whole(2, length=length)
     special = _special_tokens()
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CLIP_LENGTH, "do_lower_case": True, "add_prefix_space": False, "errors": "replace"}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, "add_prefix_space": False, "errors": "replace"}
     merges = "".join(f"{line}\n" for line in ("#version: 0.2", *map(" ".join, self.merges)))
     config |= {name: {"__type": "AddedToken"} | token if isinstance(token, dict) else token for name, token in special.items()}
     contents = json.dumps(self.vocab, ensure_ascii=False), merges, json.dumps(config, indent=2), json.dumps(special, indent=2)

@@ -30,7 +30,8 @@ def timestep_embedding(
     if dim % 2: raise ValueError(f"expected an even dim, half for cosines and half for sines, got {dim}")
     if isinstance(max_period, bool) or not isinstance(max_period, Real) or not 0 < max_period < math.inf:
         raise ValueError(f"expected max_period above 0, got {max_period!r}")
-    if not isinstance(t, Tensor) or t.ndim != 1 or t.is_complex() or t.dtype == torch.bool: raise ValueError(f"expected times (b,) of real numbers, got {described(t)}")
+    if not isinstance(t, Tensor) or t.ndim != 1 or t.is_complex() or t.dtype == torch.bool:
+        raise ValueError(f"expected times (b,) of real numbers, got {described(t)}")
     freqs = torch.exp(-math.log(max_period)*torch.arange(dim//2, device=t.device)/(dim//2))
     angles = t.float()[:, None]*freqs # (b, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
@@ -42,11 +43,12 @@ class TimeResBlock(nn.Module):
         ni: int, # Channels that come in
         nf: int, # Channels that go out
         emb_dim: int, # Numbers that tell the time
-        norm_groups: int = 32, # Groups of channels that are normalised together; must divide both `ni` and `nf`, and with `nf` groups the time is lost
+        norm_groups: int = 32, # Groups of channels normalised together; must divide `ni` and `nf`; with `nf` groups the time is lost
         dropout: float = 0., # Share of the numbers before the second convolution that is dropped in training
     ):
         super().__init__()
         check_whole(1, ni=ni, nf=nf, emb_dim=emb_dim, norm_groups=norm_groups)
+        if ni % norm_groups or nf % norm_groups: raise ValueError(f"expected multiples of norm_groups={norm_groups}, got ni={ni}, nf={nf}")
         check_share(dropout=dropout)
         self.norm1, self.conv1 = nn.GroupNorm(norm_groups, ni), nn.Conv2d(ni, nf, 3, padding=1)
         self.time_emb_proj = nn.Linear(emb_dim, nf)
@@ -60,8 +62,7 @@ class TimeResBlock(nn.Module):
     ) -> Tensor: # (b, nf, h, w)
         check_floats("pictures", x, "b", self.conv1.in_channels, "h", "w")
         check_floats("embeddings", emb, len(x), self.time_emb_proj.in_features)
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
+        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(F.silu(emb))[:, :, None, None]
         return self.conv_shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
 
 # %% ../../nbs/17_unet.ipynb #cell-21
@@ -92,6 +93,19 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2., mode="nearest")) # (b, nf, 2h, 2w)
 
 # %% ../../nbs/17_unet.ipynb #cell-28
+def _plan(channels, n_layers):
+    "Channels in and out of each residual block, by level: on the way down, and on the way up."
+    ni, stack, down, up = channels[0], [channels[0]], [], []
+    for level, nf in enumerate(channels):
+        down.append([(ni, nf)] + [(nf, nf)]*(n_layers - 1))
+        stack += [nf]*(n_layers + (level < len(channels) - 1))
+        ni = nf
+    for nf in reversed(channels):
+        up.append([(ni + stack.pop(), nf)] + [(nf + stack.pop(), nf) for _ in range(n_layers)])
+        ni = nf
+    return down, up
+
+# %% ../../nbs/17_unet.ipynb #cell-31
 @dataclass(frozen=True)
 class UNetConfig:
     "What a U-Net is made of; the default is a small one for grey pictures."
@@ -103,38 +117,42 @@ class UNetConfig:
     n_heads: int = 4 # Heads of each attention
     context_dim: int | None = None # Numbers of a word; None for no words
     n_classes: int | None = None # Classes to choose from; None for no choice
-    norm_groups: int = 8 # Groups of channels that are normalised together; a level with one channel in a group does not hear the time
+    norm_groups: int = 8 # Groups of channels that are normalised together; with one channel in a group a level does not hear the time
     dropout: float = 0. # Share that the residual blocks drop in training
 
     def __post_init__(self):
         for name in ("channels", "attention"):
             levels = getattr(self, name)
-            if not isinstance(levels, (list, tuple)): raise ValueError(f"expected {name} as a tuple with an entry for each level, got {levels!r}")
+            if not isinstance(levels, (list, tuple)):
+                raise ValueError(f"expected {name} as a tuple with an entry for each level, got {levels!r}")
             object.__setattr__(self, name, tuple(levels)) # a list, as from a JSON file, will do
         if not self.channels: raise ValueError("expected the channels of at least one level, got none")
         for nf in self.channels: check_whole(1, channels=nf)
         optional = {name: v for name in ("context_dim", "n_classes") if (v := getattr(self, name)) is not None}
         check_whole(1, in_channels=self.in_channels, out_channels=self.out_channels, n_layers=self.n_layers,
-               n_heads=self.n_heads, norm_groups=self.norm_groups, **optional)
+                    n_heads=self.n_heads, norm_groups=self.norm_groups, **optional)
         check_share(dropout=self.dropout)
-        if self.dropout == 1: raise ValueError(f"expected dropout below 1, or nothing is left, got {self.dropout!r}")
-        self._check_levels()
+        self._check_together()
 
-    def _check_levels(self):
-        "Raise unless the channels of all levels go with the other numbers."
-        channels, groups, heads = self.channels, self.norm_groups, self.n_heads
-        if len(self.attention) != len(channels) or not all(isinstance(a, bool) for a in self.attention):
-            raise ValueError(f"expected a bool for each of {len(channels)} levels in attention, got {self.attention}")
-        if any(nf % groups for nf in channels): raise ValueError(f"expected channels to be multiples of norm_groups={groups}, got {channels}")
-        if max(channels) < 2*groups:
-            raise ValueError(f"expected at least two channels in a group in some level, or the norms take the time away again, got {channels} in norm_groups={groups}")
-        if any(nf % heads for nf, attends in zip(channels, (*self.attention[:-1], True)) if attends):
-            raise ValueError(f"expected channels to be multiples of n_heads={heads} wherever there is attention, and in the last level, got {channels}")
-        if channels[0] % 2: raise ValueError(f"expected an even number of channels in the first level, half for cosines of the time and half for sines, got {channels[0]}")
+    def _check_together(self):
+        "Raise unless the numbers, each of which may be right, go with one another."
+        c, groups, heads = self.channels, self.norm_groups, self.n_heads
+        asked = [nf for nf, attends in zip(c, (*self.attention[:-1], True)) if attends] # the middle is as wide as the last level
+        rules = [
+            (list(map(type, self.attention)) == [bool]*len(c), f"a bool for each of {len(c)} levels in attention, got {self.attention}"),
+            (not any(nf % groups for nf in c), f"channels to be multiples of norm_groups={groups}, got {c}"),
+            (max(c) >= 2*groups, f"two channels in a group somewhere, or the norms take the time away, got {c} in norm_groups={groups}"),
+            (not any(nf % heads for nf in asked),
+             f"channels to be multiples of n_heads={heads} wherever there is attention, and in the last level, got {c}"),
+            (c[0] % 2 == 0, f"an even number of channels in the first level, half for cosines of the time and half for sines, got {c[0]}"),
+            (self.dropout < 1, f"dropout below 1, or nothing is left, got {self.dropout!r}")]
+        for fits, wanted in rules:
+            if not fits: raise ValueError(f"expected {wanted}")
 
-SD1 = UNetConfig(in_channels=4, out_channels=4, channels=(320, 640, 1280, 1280), n_layers=2, attention=(True, True, True, False), n_heads=8, context_dim=768, norm_groups=32)
+SD1 = UNetConfig(in_channels=4, out_channels=4, channels=(320, 640, 1280, 1280), n_layers=2, attention=(True, True, True, False),
+                 n_heads=8, context_dim=768, norm_groups=32)
 
-# %% ../../nbs/17_unet.ipynb #cell-32
+# %% ../../nbs/17_unet.ipynb #cell-35
 class _Pass(nn.Module):
     "Where there is no attention."
     def forward(self, x, context): return x
@@ -143,9 +161,9 @@ class _Blocks(nn.Module):
     "Residual blocks with the given channels in and out, and behind each attention, if there shall be some."
     def __init__(self, config, widths, attends):
         super().__init__()
-        c = config
-        self.resnets = nn.ModuleList(TimeResBlock(ni, nf, 4*c.channels[0], c.norm_groups, c.dropout) for ni, nf in widths)
-        self.attentions = nn.ModuleList(SpatialTransformer(nf, c.n_heads, c.context_dim, norm_groups=c.norm_groups) if attends else _Pass() for _, nf in widths)
+        def attention(nf): return SpatialTransformer(nf, config.n_heads, config.context_dim, norm_groups=config.norm_groups)
+        self.resnets = nn.ModuleList(TimeResBlock(ni, nf, 4*config.channels[0], config.norm_groups, config.dropout) for ni, nf in widths)
+        self.attentions = nn.ModuleList(attention(nf) if attends else _Pass() for _, nf in widths)
 
 class _Down(_Blocks):
     "A level on the way down: pushes all that it makes on the stack."
@@ -162,7 +180,7 @@ class _Middle(_Blocks):
     "The middle: a residual block, attention, and another residual block."
     def __init__(self, config, nf):
         super().__init__(config, [(nf, nf)]*2, True)
-        self.attentions[1] = _Pass() # made and thrown away, so that the same seed still gives the same weights as before
+        self.attentions[1] = _Pass() # a middle has one attention, between its two residual blocks
 
     def forward(self, x, emb, context): # (b, nf, h, w), in and out
         for res, attend in zip(self.resnets, self.attentions): x = attend(res(x, emb), context)
@@ -176,12 +194,31 @@ class _Up(_Blocks):
 
     def forward(self, x, emb, context, skips): # (b, ni, h, w) to (b, nf, 2h, 2w), or (b, nf, h, w) if it is the last
         for res, attend in zip(self.resnets, self.attentions):
-            x = torch.cat([x, skips.pop()], dim=1) # (b, ni + popped, h, w), and nf for ni from the second block on
-            x = attend(res(x, emb), context) # (b, nf, h, w)
+            x = attend(res(torch.cat([x, skips.pop()], dim=1), emb), context) # (b, ni + popped, h, w) to (b, nf, h, w)
         for up in self.upsamplers: x = up(x)
         return x
 
-# %% ../../nbs/17_unet.ipynb #cell-36
+# %% ../../nbs/17_unet.ipynb #cell-39
+def _check_classes(y, n, top):
+    "Raise unless there is a class up to `top` for each of `n` pictures."
+    wanted = f"expected classes y ({n},) of int64, from 0 to {top}, which stands for none of them"
+    if not isinstance(y, Tensor) or y.shape != (n,) or y.dtype != torch.int64: raise ValueError(f"{wanted}, got {described(y)}")
+    if readable(y) and y.numel() and (y.min() < 0 or y.max() > top): raise ValueError(f"{wanted}, got some from {y.min()} to {y.max()}")
+
+def _check_inputs(config, dtype, x, context, y):
+    "Raise unless pictures, words and classes are what the config says, and of the dtype of the weights."
+    check_floats("pictures", x, "b", config.in_channels, "h", "w")
+    halvings = len(config.channels) - 1
+    if any(side < 1 or side % 2**halvings for side in x.shape[2:]):
+        raise ValueError(f"expected sides that are multiples of {2**halvings}, which can be halved {halvings} times, got {(*x.shape[2:],)}")
+    check_finite(dtype, pictures=x)
+    if config.context_dim is not None: # without one, the blocks refuse a context
+        check_floats("a context", context, len(x), "m", config.context_dim)
+        check_finite(dtype, context=context)
+    if config.n_classes is not None: _check_classes(y, len(x), config.n_classes)
+    elif y is not None: raise ValueError(f"expected no classes, got {described(y)}")
+
+# %% ../../nbs/17_unet.ipynb #cell-41
 class UNet(nn.Module):
     "Predict what is asked of a noisy picture from the time, words and a class, each if wanted (Stable Diffusion's `UNet2DConditionModel`)."
     def __init__(self,
@@ -189,43 +226,18 @@ class UNet(nn.Module):
     ):
         super().__init__()
         if not isinstance(config, UNetConfig): raise ValueError(f"expected a UNetConfig, got {type(config).__name__}")
-        self.config, channels, emb_dim = config, config.channels, 4*config.channels[0]
-        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
-        self.time_embedding = nn.Sequential(OrderedDict(linear_1=nn.Linear(channels[0], emb_dim), act=nn.SiLU(), linear_2=nn.Linear(emb_dim, emb_dim)))
+        self.config, first, emb_dim = config, config.channels[0], 4*config.channels[0]
+        down, up = _plan(config.channels, config.n_layers)
+        self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
+        self.time_embedding = nn.Sequential(OrderedDict(linear_1=nn.Linear(first, emb_dim), act=nn.SiLU(),
+                                                        linear_2=nn.Linear(emb_dim, emb_dim)))
         self.class_embedding = None if config.n_classes is None else nn.Embedding(config.n_classes + 1, emb_dim)
-        nf, skips, self.down_blocks, self.up_blocks = channels[0], [channels[0]], nn.ModuleList(), nn.ModuleList()
-        for level, attends in enumerate(config.attention):
-            ni, nf, last = nf, channels[level], level == len(channels) - 1
-            widths = [(ni, nf)] + [(nf, nf)]*(config.n_layers - 1)
-            self.down_blocks.append(_Down(config, widths, attends, last))
-            skips += [nf]*(config.n_layers + (not last))
-        self.mid_block = _Middle(config, nf)
-        for level, attends in reversed(list(enumerate(config.attention))):
-            ni, nf = nf, channels[level]
-            widths = [(ni + skips.pop(), nf)] + [(nf + skips.pop(), nf) for _ in range(config.n_layers)]
-            self.up_blocks.append(_Up(config, widths, attends, last=level == 0))
-        self.conv_norm_out = nn.GroupNorm(config.norm_groups, nf)
-        self.conv_out = nn.Conv2d(nf, config.out_channels, 3, padding=1)
-
-    def _check(self, x, context, y):
-        "Raise unless the inputs are what the config says."
-        c, dtype, halvings = self.config, self.conv_in.weight.dtype, len(self.config.channels) - 1
-        check_floats("pictures", x, "b", c.in_channels, "h", "w")
-        if any(side < 1 or side % 2**halvings for side in x.shape[2:]):
-            raise ValueError(f"expected sides that are multiples of {2**halvings}, which can be halved {halvings} times, got {tuple(x.shape[2:])}")
-        check_finite(dtype, pictures=x)
-        if c.context_dim is not None: # without one, the blocks refuse a context
-            check_floats("a context", context, len(x), "m", c.context_dim)
-            check_finite(dtype, context=context)
-        if c.n_classes is not None: self._check_classes(y, len(x))
-        elif y is not None: raise ValueError(f"expected no classes, got {described(y)}")
-
-    def _check_classes(self, y, n):
-        "Raise unless there is one of our classes for each of `n` pictures."
-        top = self.config.n_classes
-        wanted = f"expected classes y ({n},) of int64, from 0 to {top}, which stands for none of them"
-        if not isinstance(y, Tensor) or y.shape != (n,) or y.dtype != torch.int64: raise ValueError(f"{wanted}, got {described(y)}")
-        if readable(y) and y.numel() and (y.min() < 0 or y.max() > top): raise ValueError(f"{wanted}, got some from {y.min()} to {y.max()}")
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList() # the middle is registered behind them, as in diffusers
+        for ws, attends in zip(down, config.attention): self.down_blocks.append(_Down(config, ws, attends, last=ws is down[-1]))
+        self.mid_block = _Middle(config, config.channels[-1])
+        for ws, attends in zip(up, config.attention[::-1]): self.up_blocks.append(_Up(config, ws, attends, last=ws is up[-1]))
+        self.conv_norm_out = nn.GroupNorm(config.norm_groups, first)
+        self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
 
     def _embed(self, x, t, y):
         "Time and class as one vector for each picture, (b, 4*channels[0])."
@@ -242,7 +254,7 @@ class UNet(nn.Module):
         context: Tensor | None = None, # Words (b, m, context_dim), if there is a context_dim
         y: Tensor | None = None, # Classes (b,) of int64, if there are n_classes; class n_classes stands for none of them
     ) -> Tensor: # (b, out_channels, h, w)
-        self._check(x, context, y)
+        _check_inputs(self.config, self.conv_in.weight.dtype, x, context, y)
         emb, x = self._embed(x, t, y), self.conv_in(x)
         skips = [x]
         for block in self.down_blocks: x = block(x, emb, context, skips)

@@ -110,7 +110,7 @@ def show_images(
     for im, title, ax in zip_longest(ims, titles, axs.flat[:len(ims)]): show_image(im, ax=ax, title=title, **kwargs)
     return axs
 
-# %% ../../nbs/11_optimizers.ipynb #cell-82
+# %% ../../nbs/11_optimizers.ipynb #cell-86
 from io import BytesIO
 import PIL.Image
 
@@ -128,7 +128,7 @@ def gif(
     frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return file.getvalue()
 
-# %% ../../nbs/15_ddpm.ipynb #cell-59
+# %% ../../nbs/15_ddpm.ipynb #cell-72
 def sheet(
     images: Any, # uint8 tensor or array, (n, h, w) grey or (n, 3, h, w)
     ncols: int | None = None, # Pictures in a row; nearly square if None
@@ -137,7 +137,8 @@ def sheet(
 ) -> PIL.Image.Image:
     "Put pictures side by side on a sheet."
     x = np.asarray(images)
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or not len(x) or (x.ndim == 4 and x.shape[1] != 3): raise ValueError(f"expected uint8 pictures (n, h, w) or (n, 3, h, w), got {x.dtype} {x.shape}")
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or not len(x) or (x.ndim == 4 and x.shape[1] != 3):
+        raise ValueError(f"expected uint8 pictures (n, h, w) or (n, 3, h, w), got {x.dtype} {x.shape}")
     nrows, ncols = _grid_shape(len(x), None, ncols)
     x = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
     h, w = (n*scale + gap for n in x.shape[1:3])

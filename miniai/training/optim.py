@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, optim
 from ..tools import plotting
+from ..tools.checks import check_finite, check_floats, check_whole
 from .learner import Callback
 
 # %% ../../nbs/11_optimizers.ipynb #cell-17
@@ -172,12 +173,15 @@ class AdamW(Adam):
 
 # %% ../../nbs/11_optimizers.ipynb #cell-45
 def orthogonalise(
-    m: Tensor, # A matrix (r, c)
-    n_steps: int = 5, # Rounds of Newton-Schulz, at least 0
-    dtype: torch.dtype = torch.bfloat16, # Numbers to compute with
-) -> Tensor: # (r, c), its singular values between about 0.7 and 1.2
+    m: Tensor, # A matrix (r, c) of finite floats
+    n_steps: int = 5, # Rounds of Newton-Schulz, at least 1
+    dtype: torch.dtype = torch.bfloat16, # Floats to compute with
+) -> Tensor: # (r, c) as `m`, its singular values between about 0.7 and 1.2
     "Bring the singular values of a matrix near one, and leave its directions ([Jordan et al., 2024](https://kellerjordan.github.io/posts/muon/))."
-    if m.ndim != 2: raise ValueError(f"expected a matrix (r, c), got shape {tuple(m.shape)}")
+    check_floats("m", m, "r", "c")
+    check_finite(m.dtype, m=m)
+    check_whole(1, n_steps=n_steps)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point: raise ValueError(f"expected dtype to be one of floats, got {dtype!r}")
     x = m.to(dtype)
     if len(x) > x.shape[1]: x = x.T
     x = x/x.norm().clamp(min=1e-7)
@@ -186,7 +190,7 @@ def orthogonalise(
         x = torch.addmm(x, torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return (x.T if len(m) > m.shape[1] else x).to(m.dtype)
 
-# %% ../../nbs/11_optimizers.ipynb #cell-49
+# %% ../../nbs/11_optimizers.ipynb #cell-53
 class Muon(AdamW):
     "Steps along orthogonalised momentum for matrices, and AdamW's for all else ([Jordan et al., 2024](https://kellerjordan.github.io/posts/muon/); scaled as in [Liu et al., 2025](https://arxiv.org/abs/2502.16982))."
     def __init__(self,
@@ -204,7 +208,7 @@ class Muon(AdamW):
         m = torch.lerp(g, avg, momentum).flatten(1) # Nesterov's look ahead
         p.mul_(1 - lr*wd).add_(orthogonalise(m).view_as(p), alpha=-lr*0.2*math.sqrt(max(m.shape)))
 
-# %% ../../nbs/11_optimizers.ipynb #cell-72
+# %% ../../nbs/11_optimizers.ipynb #cell-76
 def descend(
     f: Callable[[Tensor, Tensor], Tensor], # The loss of two parameters
     start: tuple[float, float], # Where to begin
@@ -220,7 +224,7 @@ def descend(
         path.append(xy.detach().clone())
     return torch.stack(path)
 
-# %% ../../nbs/11_optimizers.ipynb #cell-79
+# %% ../../nbs/11_optimizers.ipynb #cell-83
 def plot_landscape(
     f: Callable[[Tensor, Tensor], Tensor], # The loss of two parameters
     paths: dict[str, Tensor], # Name to places, (n, 2)
@@ -242,7 +246,7 @@ def plot_landscape(
     ax.set(title=title, xlim=xlim, ylim=ylim, xlabel="first parameter", ylabel="second parameter")
     return lines
 
-# %% ../../nbs/11_optimizers.ipynb #cell-83
+# %% ../../nbs/11_optimizers.ipynb #cell-87
 def animate_landscape(
     f: Callable[[Tensor, Tensor], Tensor], # The loss of two parameters
     paths: dict[str, Tensor], # Name to places, (n, 2)
@@ -270,7 +274,7 @@ def animate_landscape(
     plt.close(fig)
     return f'<img src="data:image/gif;base64,{base64.b64encode(plotting.gif(frames, 0.15)).decode()}">'
 
-# %% ../../nbs/11_optimizers.ipynb #cell-97
+# %% ../../nbs/11_optimizers.ipynb #cell-101
 def anneal(
     start: float, # Value at the beginning
     end: float, # Value at the end
@@ -279,7 +283,7 @@ def anneal(
     "Go from one value to another along half a cosine ([Loshchilov and Hutter, 2017](https://arxiv.org/abs/1608.03983), equation 5)."
     return end + (start - end)*(1 + math.cos(math.pi*min(max(pos, 0.), 1.)))/2
 
-# %% ../../nbs/11_optimizers.ipynb #cell-100
+# %% ../../nbs/11_optimizers.ipynb #cell-104
 def one_cycle(
     step: int, # Number of the step, from 0
     n_steps: int, # How many there are
@@ -294,7 +298,7 @@ def one_cycle(
     if step < turn: return anneal(start, peak, step/turn)
     return anneal(peak, end, (step - turn)/(n_steps - 1 - turn))
 
-# %% ../../nbs/11_optimizers.ipynb #cell-104
+# %% ../../nbs/11_optimizers.ipynb #cell-108
 class Schedule:
     "Sets hyper-parameters of all groups of an optimiser as functions of the step."
     def __init__(self,
@@ -328,7 +332,7 @@ class Schedule:
         self.t = state["t"]
         self._set()
 
-# %% ../../nbs/11_optimizers.ipynb #cell-113
+# %% ../../nbs/11_optimizers.ipynb #cell-117
 class BaseSchedCB(Callback):
     "Makes a schedule for the optimiser of a fit; a subclass says when it steps."
     order = 2 # after those who look at the step just taken, such as RecorderCB
@@ -365,7 +369,7 @@ class EpochSchedCB(BaseSchedCB):
     def after_epoch(self, learn):
         if learn.training: self._step(learn)
 
-# %% ../../nbs/11_optimizers.ipynb #cell-115
+# %% ../../nbs/11_optimizers.ipynb #cell-119
 def _plain(x):
     "Numbers in the place of tensors, which might hold on to all that they were computed from."
     return x.tolist() if hasattr(x, "tolist") else [_plain(i) for i in x] if isinstance(x, (list, tuple)) else x
