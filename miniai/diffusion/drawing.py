@@ -85,7 +85,7 @@ def check_picture_file(
 @dataclass(kw_only=True)
 class Drawing(Options):
     "Draw pictures with a model that comes with the library."
-    label: str = option("any", "Name or number of what to draw; any leaves it to the model")
+    label: str = option("all", "Name or number of what to draw; all for one kind after the other, any to leave it to the model")
     n: int = option(16, "How many pictures", least=1, most=1_000)
     steps: int = option(20, "Steps from noise to picture", least=1, most=1_000)
     sampler: str = option("heun", "How to take a step", choices=tuple(SAMPLERS))
@@ -98,14 +98,16 @@ class Drawing(Options):
 
     def __post_init__(self):
         self.label = str(self.label)
-        if self.label.strip().lower() == "any": self.label = "any"
+        if (word := self.label.strip().lower()) in ("all", "any"): self.label = word
         super().__post_init__()
-        self.y = None if self.label == "any" else find_label(self.label, self.names)
+        if self.label == "any": self.y = None
+        elif self.label == "all": self.y = torch.arange(self.seed, self.seed + self.n) % len(self.names) # a picture's kind goes with its seed
+        else: self.y = torch.full((self.n,), find_label(self.label, self.names))
 
     def denoiser(self) -> Denoiser:
         "What guesses the clean pictures of a batch of `n`."
         model, schedule, about = load_ddpm(shipped(self.free if self.y is None and self.free else self.asked))
-        if self.y is not None: return class_denoiser(model, schedule, about["predict"], torch.full((self.n,), self.y), self.guidance, GUIDED)
+        if self.y is not None: return class_denoiser(model, schedule, about["predict"], self.y, self.guidance, GUIDED)
         return as_denoiser(model if model.config.n_classes is None else without_classes(model), schedule, kind=about["predict"], clip=1.)
 
     def draw(self,

@@ -16,6 +16,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -61,6 +62,9 @@ class NoiseSchedule:
     def log_sigmas(self) -> Tensor:
         "Logarithms of `sigmas`, (T,) of float32, in which levels are looked up."
         return self.sigmas.log().float()
+
+    @cached_property
+    def _lookup(self): return self.log_sigmas.double().numpy(), np.arange(len(self), dtype=float)
 
 # %% ../../nbs/15_ddpm.ipynb #cell-13
 def _reals(what, values):
@@ -166,11 +170,9 @@ def time_of(
 ) -> Tensor: # Time steps from 0 to T - 1, float32, the same shape and device
     "Look up the time step of a noise level, the inverse of `at`."
     sigma = _reals("sigma", sigma)
-    if not (sigma > 0).all(): raise ValueError(f"expected sigma above 0, got {sigma.min().item():g}")
-    table = self.log_sigmas.to(sigma.device)
-    log = sigma.float().log().clamp(table[0], table[-1])
-    low = (torch.searchsorted(table, log.contiguous(), right=True) - 1).clamp(0, len(self) - 2)
-    return low + (log - table[low])/(table[low + 1] - table[low])
+    values = sigma.detach().double().cpu().numpy() # a sampler asks for one level at a time, for which numpy is quicker
+    if not (values > 0).all(): raise ValueError(f"expected sigma above 0, got {values.min():g}")
+    return torch.as_tensor(np.interp(np.log(values), *self._lookup), dtype=torch.float32, device=sigma.device)
 
 # %% ../../nbs/15_ddpm.ipynb #cell-33
 PREDICTIONS = ("eps", "x0", "v")
