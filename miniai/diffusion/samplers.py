@@ -373,6 +373,7 @@ def generate(
     sampler: Callable[..., Tensor], # How to go from one to the next, such as `sample_heun`
     seeds: Iterable[int], # One for each picture; the picture depends on no other
     *,
+    start: float | None = None, # What noise of variance 1 is multiplied with at the beginning; the first of `sigmas` when None
     device: str | torch.device = "cpu", # Where the denoiser works
     callback: Callable[[int, Tensor, Tensor], None] | None = None, # Called after each step with its number from 0, x and the guess
     bar: Callable[[Sequence], Iterable] = with_bar, # Shows how far it is; `iter` shows nothing
@@ -380,8 +381,10 @@ def generate(
 ) -> Tensor: # Pictures (b, *shape)
     "Draw pictures from seeds."
     noise, sigmas = PictureNoise(shape, seeds, device), _down_to_0(sigmas, 2)
+    start = sigmas[0].item() if start is None else start
+    if not 0 < start < math.inf: raise ValueError(f"expected start above 0, got {start!r}")
     with _under_bar(bar, len(sigmas) - 1, callback) as after:
-        return sampler(denoise, noise()*sigmas[0].item(), sigmas, noise=noise, callback=after, **own)
+        return sampler(denoise, start*noise(), sigmas, noise=noise, callback=after, **own)
 
 # %% ../../nbs/19_samplers.ipynb #cell-83
 def invert(
