@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIGMA_MIN', 'SIGMA_MAX', 'GUIDED', 'guide', 'class_denoiser', 'find_label', 'check_picture_file', 'Drawing',
-           'Clothes', 'Digits']
+           'ClassDrawing', 'Clothes', 'Digits']
 
 # %% ../../nbs/19a_drawing.ipynb #cell-2
 import io
@@ -84,15 +84,50 @@ def check_picture_file(
 
 @dataclass(kw_only=True)
 class Drawing(Options):
-    "Draw pictures with a model that comes with the library."
-    label: str = option("all", "Name or number of what to draw; all for one kind after the other, any to leave it to the model")
+    "Draw pictures with a model, and write them to a sheet."
     n: int = option(16, "How many pictures", least=1, most=1_000)
     steps: int = option(20, "Steps from noise to picture", least=1, most=1_000)
-    sampler: str = option("heun", "How to take a step", choices=tuple(SAMPLERS))
-    guidance: float = option(2.5, "How much to overdo what was asked for, at the noise levels where it helps: 1 to do just that", least=0, most=100)
     seed: int = option(0, "Of the first picture; each further one has the next", least=0, most=2**62)
     out: str = option("drawn.png", "File for the sheet of pictures: .png, .jpg, .webp")
     animate: bool = option(False, "Write a film of the drawing, too, as a .gif beside the sheet")
+
+    def draw(self,
+        callback: Callable[[int, Tensor, Tensor], None] | None = None, # Called after each step with its number from 0, x and the guess
+        bar: Callable[[Sequence], Iterable] = with_bar, # Shows how far it is; `iter` shows nothing
+    ) -> Tensor: # uint8 (n, h, w) or (n, 3, h, w)
+        "Draw the pictures."
+        raise NotImplementedError(f"{type(self).__name__} does not define draw")
+
+    def look(self,
+        denoised: Tensor, # A guess on the way, as a callback gets it
+    ) -> Tensor: # uint8, as `draw` gives them
+        "Make pictures of a guess."
+        return to_pixels(denoised)
+
+    def sheet(self,
+        pictures: Tensor, # As `draw` gives them
+    ) -> PIL.Image.Image:
+        "Put the pictures on a sheet."
+        return sheet(pictures, scale=4)
+
+    def run(self) -> None:
+        "Draw the pictures, and write the sheet, and the film if there is to be one."
+        path, frames, start = Path(self.out), [], time.perf_counter()
+        check_picture_file(path)
+        def keep(step, x, denoised): frames.append(self.sheet(self.look(denoised)))
+        drawn = self.sheet(self.draw(keep if self.animate else None))
+        file = io.BytesIO()
+        drawn.save(file, PIL.Image.registered_extensions()[path.suffix.lower()])
+        write_atomic(path, file.getvalue())
+        print(f"saved {path}: {self.n} picture{'s'*(self.n > 1)} in {time.perf_counter() - start:.1f} s", flush=True)
+        if self.animate: print(f"saved {write_atomic(path.with_suffix('.gif'), gif([f.convert('RGB') for f in frames], seconds=0.15))}", flush=True)
+
+@dataclass(kw_only=True)
+class ClassDrawing(Drawing):
+    "Draw pictures with a model that is told classes."
+    label: str = option("all", "Name or number of what to draw; all for one kind after the other, any to leave it to the model")
+    sampler: str = option("heun", "How to take a step", choices=tuple(SAMPLERS))
+    guidance: float = option(2.5, "How much to overdo what was asked for, at the noise levels where it helps: 1 to do just that", least=0, most=100)
     names = () # Of the classes
     free, asked = None, None # Names of the weights: of a model that is not told classes, if there is one, and of one that is
 
@@ -110,32 +145,18 @@ class Drawing(Options):
         if self.y is not None: return class_denoiser(model, schedule, about["predict"], self.y, self.guidance, GUIDED)
         return as_denoiser(model if model.config.n_classes is None else without_classes(model), schedule, kind=about["predict"], clip=1.)
 
-    def draw(self,
-        callback: Callable[[int, Tensor, Tensor], None] | None = None, # Called after each step with its number from 0, x and the guess
-        bar: Callable[[Sequence], Iterable] = with_bar, # Shows how far it is; `iter` shows nothing
-    ) -> Tensor: # uint8 (n, h, w)
-        "Draw the pictures."
+    def draw(self, callback=None, bar=with_bar): # uint8 (n, h, w)
         sigmas, seeds = karras_sigmas(self.steps, SIGMA_MIN, SIGMA_MAX), range(self.seed, self.seed + self.n)
         return to_pixels(generate(self.denoiser(), (1, 28, 28), sigmas, find_sampler(self.sampler), seeds, callback=callback, bar=bar))
 
-    def run(self) -> None:
-        "Draw the pictures, and write the sheet, and the film if there is to be one."
-        path, frames, start = Path(self.out), [], time.perf_counter()
-        check_picture_file(path)
-        def keep(step, x, denoised): frames.append(sheet(255 - to_pixels(denoised), scale=4))
-        drawn = sheet(255 - self.draw(keep if self.animate else None), scale=4)
-        file = io.BytesIO()
-        drawn.save(file, PIL.Image.registered_extensions()[path.suffix.lower()])
-        write_atomic(path, file.getvalue())
-        print(f"saved {path}: {self.n} picture{'s'*(self.n > 1)} in {time.perf_counter() - start:.1f} s", flush=True)
-        if self.animate: print(f"saved {write_atomic(path.with_suffix('.gif'), gif([f.convert('RGB') for f in frames], seconds=0.15))}", flush=True)
+    def sheet(self, pictures): return super().sheet(255 - pictures) # dark on white
 
 @dataclass(kw_only=True)
-class Clothes(Drawing):
+class Clothes(ClassDrawing):
     "Draw clothes like those of Fashion-MNIST."
     names, free, asked = FASHION_NAMES, "fashion_ddpm", "fashion_class_ddpm"
 
 @dataclass(kw_only=True)
-class Digits(Drawing):
+class Digits(ClassDrawing):
     "Draw handwritten digits like those of MNIST."
     names, asked = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), "mnist_class_ddpm"
