@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 MINIAI = Path(sys.executable).with_name("miniai")
@@ -177,13 +178,23 @@ def test_sample_draws_the_same_from_the_same_seed(tmp_path):
     assert miniai(*words[:-1], "6", "--out", tmp_path/"c.jpg")[0] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gif", "a.png", "c.jpg", "new"]
 
-@pytest.mark.parametrize("out,says", [("held", "endings"), ("held.png", "is a folder"), ("file/x.png", "file is a file"), ("x.docx", "endings"), ("film.gif", "endings")])
+def test_sample_boots_without_a_network(tmp_path):
+    (tmp_path/"sitecustomize.py").write_text("import socket\ndef refuse(*args, **kwargs): raise OSError('no network here')\nsocket.socket.connect = socket.create_connection = refuse\n")
+    start = time.time()
+    words = "sample fashion --n 16 --steps 20 --sampler heun --seed 0 --out".split()
+    status, out, err = miniai(*words, tmp_path/"boots.png", "--label", "ankle boot", PYTHONPATH=str(tmp_path), MINIAI_HOME=str(tmp_path/"home"))
+    assert status == 0 and "16 pictures" in out, err
+    assert PIL.Image.open(tmp_path/"boots.png").size == (4*(28*4 + 2) + 2,)*2
+    assert time.time() - start < 60 # some 10 s where nothing else runs
+
+@pytest.mark.parametrize("out,says", [("held", "endings"), ("held.png", "is a folder"), ("file/x.png", "file is a file"), ("x.docx", "endings"), ("film.gif", "endings"), ("film.png", "film.gif is a folder")])
 def test_sample_into_what_is_no_picture_file(tmp_path, out, says):
-    for folder in ("held", "held.png"): (tmp_path/folder).mkdir()
+    for folder in ("held", "held.png") + ("film.gif",)*(out == "film.png"): (tmp_path/folder).mkdir()
     (tmp_path/"file").write_text("a file")
-    status, said, err = miniai("sample", "mnist", "--n", "1", "--steps", "1", "--out", tmp_path/out)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    status, said, err = miniai("sample", "mnist", "--n", "1", "--steps", "1", "--animate", "--out", tmp_path/out)
     assert status == 1 and said == "" and err.count("\n") == 1 and says in err, err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "held", "held.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on Unix")
 def test_interrupted_training_goes_on(tmp_path):

@@ -75,7 +75,7 @@ def class_denoiser(
 
 # %% ../../nbs/19a_drawing.ipynb #cell-27
 SIGMA_MIN, SIGMA_MAX = 0.02, 80. # Where noise cannot be seen, and where nothing else can
-GUIDED = 0.3, 3. # Where guidance helps
+GUIDED = 0.3, 3. # Where guidance was found to help
 
 def find_label(
     label: str | int, # Name of a class, in capitals or not, or its number

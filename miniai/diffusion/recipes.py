@@ -45,6 +45,7 @@ def make_unet(
     n_classes: int | None = None, # Classes it may be asked for; None if it draws what it likes
 ) -> UNet:
     "Make a U-Net for grey pictures."
+    if arch not in ARCHS: raise ValueError(f"expected arch to be one of {', '.join(ARCHS)}, got {arch!r}")
     config = UNetConfig(n_classes=n_classes, **ARCHS[arch])
     return UNet(config) if n_classes is None else ClassUNet(config)
 
@@ -110,7 +111,7 @@ class DDPM(LearnerRecipe):
     classes: bool = option(False, "Tell the model the class, so that it can be asked for one")
     arch: str = option("unet", "Network", choices=tuple(ARCHS))
     schedule: str = option("cosine", "Noise schedule", choices=tuple(SCHEDULES))
-    predict: str = option("v", "What the network says", choices=PREDICTIONS)
+    predict: str = option("v", "What the network predicts", choices=PREDICTIONS)
     images: int = option(60_000, "Use at most so many pictures of the training set", least=24)
     init: str = option("scratch", "What to begin with: scratch, or the model.safetensors of another training")
 

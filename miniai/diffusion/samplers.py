@@ -14,13 +14,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .schedules import NoiseSchedule, PictureNoise, _check_kind, scaled_linear_schedule, with_bar
+from .schedules import NoiseSchedule, PictureNoise, _check_kind, _check_schedule, scaled_linear_schedule, with_bar
 from ..tools.checks import check_whole, described
 from ..tools.timing import compare
 from ..training.init import _eval_mode
@@ -37,7 +38,7 @@ def _check_sigma(sigma):
     if not isinstance(sigma, Tensor) or sigma.ndim: raise ValueError(f"expected one sigma for all, a tensor (), got {described(sigma)}")
 
 def as_denoiser(
-    model: Callable[..., Tensor], # x_t (b, ...), time steps (b,) and `cond` to what it predicts; a module in training is in eval mode during each call
+    model: Callable[..., Tensor], # x_t (b, ...), time steps (b,) and `cond` to what it predicts; a module in training, or with parts in training now, is in eval mode during each call
     schedule: NoiseSchedule, # Its noise levels
     *cond: Any, # Further inputs of the model, such as classes (b,)
     kind: str = "eps", # What it was trained to predict: `eps`, `x0` or `v`
@@ -45,7 +46,7 @@ def as_denoiser(
 ) -> Denoiser:
     "Make a denoiser of a trained network ([Karras et al., 2022](https://arxiv.org/abs/2206.00364), equation 7)."
     _check_kind(kind)
-    if not isinstance(schedule, NoiseSchedule): raise ValueError(f"expected a NoiseSchedule, got {described(schedule)}")
+    _check_schedule(schedule)
     if clip is not None and not clip > 0: raise ValueError(f"expected clip above 0, or None, got {clip!r}")
     is_module = isinstance(model, nn.Module)
     mixed = is_module and any(m.training for m in model.modules()) # asked once, for to walk through a network takes a while
@@ -81,7 +82,7 @@ def mixture_denoiser(
 
 # %% ../../nbs/19_samplers.ipynb #cell-17
 def _check_eta(eta):
-    if not 0 <= eta <= 1: raise ValueError(f"expected eta from 0 to 1, got {eta!r}")
+    if not isinstance(eta, Real) or not 0 <= eta <= 1: raise ValueError(f"expected eta from 0 to 1, got {eta!r}")
 
 def _check_ddim(x_t, noise, abar_t, abar_t1, bbar_t, bbar_t1, eta, fresh):
     "`ValueError` unless there can be such a step."
@@ -303,6 +304,7 @@ def sigmas_at(
     steps: Tensor, # Falling time steps from T - 1 to 0, (n,); between two rows sigma goes along a line, as in diffusers
 ) -> Tensor: # float32 (n + 1,), falling, the last 0
     "Look up the noise levels of time steps, and put a 0 behind them."
+    _check_schedule(schedule)
     steps, table = _numbers(steps, "time steps"), schedule.sigmas
     if not len(steps) or not ((steps >= 0) & (steps <= len(schedule) - 1)).all() or not (steps.diff() < 0).all():
         raise ValueError(f"expected falling time steps between {len(schedule) - 1} and 0, (n,), got {steps.tolist()[:8]}")
@@ -320,7 +322,7 @@ def sigmas_from_steps(
 
 # %% ../../nbs/19_samplers.ipynb #cell-59
 def _check_ends(sigma_min, sigma_max):
-    if not 1e-30 <= sigma_min < sigma_max <= 1e30:
+    if not all(isinstance(s, Real) for s in (sigma_min, sigma_max)) or not 1e-30 <= sigma_min < sigma_max <= 1e30:
         raise ValueError(f"expected 1e-30 <= sigma_min < sigma_max <= 1e30, got {sigma_min!r} and {sigma_max!r}")
 
 def karras_sigmas(
@@ -382,6 +384,7 @@ def generate(
     "Draw pictures from seeds."
     noise, sigmas = PictureNoise(shape, seeds, device), _down_to_0(sigmas, 2)
     start = sigmas[0].item() if start is None else start
+    if not callable(sampler): raise ValueError(f"expected a sampler, such as sample_heun, got {sampler!r}; find_sampler finds one by its name")
     if not 0 < start < math.inf: raise ValueError(f"expected start above 0, got {start!r}")
     with _under_bar(bar, len(sigmas) - 1, callback) as after:
         return sampler(denoise, start*noise(), sigmas, noise=noise, callback=after, **own)
@@ -433,8 +436,9 @@ def _race(rounds, n):
         theirs = partial(_diffusers_loop, model, scheduler, x if same else x/(1 + sigmas[0]**2).sqrt(), n)
         if (ours() - theirs()).abs().max() > 1e-3: raise RuntimeError(f"{title}: the two loops reach different pictures")
         speed = compare({"network calls": partial(_bare_calls, model, noise, calls), "miniai": ours, "diffusers": theirs}, rounds=rounds)
-        facts = {"miniai's time over that of the calls": 1/speed.ratio("miniai").median}
-        for name, v in replace(speed, reference="diffusers").ratio("miniai")._asdict().items(): facts[f"diffusers' time over miniai's, {name}"] = v
+        facts = {}
+        for what, mine, other in (("miniai's time over that of the calls", "miniai", "network calls"), ("diffusers' time over miniai's", "diffusers", "miniai")):
+            for name, v in replace(speed, reference=mine).ratio(other)._asdict().items(): facts[f"{what}, {name}"] = v
         results[title] = replace(speed, facts=facts)
     return results
 

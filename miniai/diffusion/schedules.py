@@ -308,9 +308,9 @@ class PictureNoise:
         seeds: Iterable[int], # One for each picture
         device: str | torch.device = "cpu", # Where the noise is needed; it is drawn on the CPU, and so the same everywhere
     ):
-        self.shape, self.seeds, self.device = tuple(shape), list(seeds), device
+        self.shape, self.seeds, self.device = tuple(shape), list(seeds) if isinstance(seeds, Iterable) else [], device
         if not self.seeds or not all(isinstance(s, int) and 0 <= s < 2**63 for s in self.seeds):
-            raise ValueError(f"expected a seed for each picture, whole numbers from 0 to {2**63 - 1}, got {self.seeds!r}")
+            raise ValueError(f"expected a seed for each picture, whole numbers from 0 to {2**63 - 1}, got {self.seeds or seeds!r}")
         self.streams = [torch.Generator().manual_seed(s) for s in self.seeds]
 
     def __call__(self) -> Tensor: # (b, *shape), of variance 1

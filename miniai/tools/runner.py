@@ -83,7 +83,7 @@ def kernel_env(
 ) -> dict[str, str]:
     "Copy our environment for a kernel that works in another folder, beside other kernels."
     env = dict(os.environ, MPLBACKEND="module://matplotlib_inline.backend_inline")
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): env.setdefault(name, str(threads))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): env.setdefault(name, env.get("OMP_NUM_THREADS", str(threads))) # who says something of the first means all
     for name in ("MINIAI_DATA", "MINIAI_HOME", "PYTHONPATH"):
         parts = [os.path.abspath(os.path.expanduser(p)) for p in env.get(name, "").split(os.pathsep) if p]
         if parts: env[name] = os.pathsep.join(parts)
