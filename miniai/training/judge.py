@@ -95,7 +95,7 @@ def all_glyphs(
 @dataclass(kw_only=True)
 class GlyphJudge(LearnerRecipe):
     "Train the network that reads from a picture of our world what is on it; an epoch takes some five minutes on a core."
-    epochs: int = option(8, "Passes over the pictures", least=1)
+    epochs: int = option(2, "Passes over the pictures", least=1)
     lr: float = option(0.005, "Highest learning rate of the 1-cycle", least=0)
     wd: float = option(0.01, "Weight decay", least=0)
     opt: str = option("muon", "Optimiser", choices=("adamw", "muon"))
