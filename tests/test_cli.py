@@ -86,7 +86,7 @@ def test_version():
     (("sample",), ["model"]),
     (("sample", "cats"), ["cats", "fashion", "mnist"]),
     (("sample", "fashion", "--label", "boots"), ["no label 'boots'", "Ankle boot"]),
-    (("sample", "fashion", "--label"), ["no label", "Ankle boot"]),
+    (("sample", "fashion", "--label"), ["expected a label", "Ankle boot", "got none"]),
     (("sample", "mnist", "--label", "10"), ["10", "nine", "from 0 to 9"]),
     (("sample", "fashion", "--sampler", "magic"), ["--sampler", "magic", "heun"]),
     (("sample", "fashion", "--steps", "0"), ["--steps", "at least 1", "got 0"]),

@@ -83,6 +83,7 @@ def find_label(
 ) -> int: # Number of the class
     "Look up a class."
     known = {name.lower(): i for i, name in enumerate(names)} | {str(i): i for i in range(len(names))}
+    if isinstance(label, bool): raise ValueError(f"expected a label, one of {', '.join(names)}, or their numbers from 0 to {len(names) - 1}, got none")
     if (text := str(label).strip().lower()) not in known: raise ValueError(f"no label {label!r}; there are: {', '.join(names)}, or their numbers from 0 to {len(names) - 1}")
     return known[text]
 
@@ -91,7 +92,8 @@ def check_picture_file(
     film: bool = False, # Whether there is to be a `boots.gif` beside it
 ) -> None:
     "Raise unless a picture can be written there."
-    path, endings = Path(path), sorted(k for k, v in PIL.Image.registered_extensions().items() if v in ("PNG", "JPEG", "WEBP")) # .gif is for the film
+    path, endings = Path(path), sorted(k for k, v in PIL.Image.registered_extensions().items() if v in ("PNG", "JPEG", "WEBP"))
+    if path.suffix.lower() == ".gif": raise ValueError(f"expected a file name for the sheet, with one of the endings .png, .jpg, .webp, got {str(path)!r}; the film is written beside the sheet, under its name")
     if path.suffix.lower() not in endings: raise ValueError(f"expected a file name with one of the endings {', '.join(endings)}, got {str(path)!r}")
     try:
         for file in (path, path.with_suffix(".gif"))[:1 + film]:
@@ -105,9 +107,9 @@ class Drawing(Options):
     "Draw pictures with a model, and write them to a sheet."
     n: int = option(16, "How many pictures", least=1, most=1_000)
     steps: int = option(20, "Steps from noise to picture", least=1, most=1_000)
-    seed: int = option(0, "Of the first picture; each further one has the next", least=0, most=2**62)
+    seed: int = option(0, "Seed of the first picture; each further one has the next", least=0, most=2**62)
     out: str = option("drawn.png", "File for the sheet of pictures: .png, .jpg, .webp")
-    animate: bool = option(False, "Write a film of the drawing, too, as a .gif beside the sheet")
+    animate: bool = option(False, "Write a film of the guesses, too, from the first to the picture, as a .gif beside the sheet")
 
     def draw(self,
         callback: Callable[[int, Tensor, Tensor], None] | None = None, # Called after each step with its number from 0, x and the guess
@@ -145,11 +147,12 @@ class ClassDrawing(Drawing):
     "Draw pictures with a model that is told classes."
     label: str = option("all", "Name or number of what to draw; all for one kind after the other, any to leave it to the model")
     sampler: str = option("dpmpp_2m", "How to take a step", choices=tuple(SAMPLERS))
-    guidance: float = option(2.5, "How much to overdo what was asked for, at the noise levels where it helps: 1 to do just that", least=0, most=100)
+    guidance: float = option(2.5, "1 to draw just what was asked for, more to draw it more clearly and with less variety", least=0, most=100)
     names = () # Of the classes
     free, asked = None, None # Names of the weights: of a model that is not told classes, if there is one, and of one that is
 
     def __post_init__(self):
+        if isinstance(self.label, bool): find_label(self.label, self.names) # which says what is missing
         self.label = str(self.label)
         if (word := self.label.strip().lower()) in ("all", "any"): self.label = word
         super().__post_init__()
