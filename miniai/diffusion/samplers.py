@@ -88,6 +88,8 @@ def _check_ddim(x_t, noise, abar_t, abar_t1, bbar_t, bbar_t1, eta, fresh):
     "`ValueError` unless there can be such a step."
     _check_eta(eta)
     _check_like(x_t, noise, "the network")
+    for name, x in (("x_t", x_t), ("noise", noise)):
+        if not x.isfinite().all(): raise ValueError(f"expected finite {name}, got NaN or infinite values")
     if eta: _check_like(x_t, fresh, f"`fresh`, for eta {eta:g},")
     numbers = (abar_t, abar_t1, bbar_t, bbar_t1)
     if any(v.ndim for v in numbers):
