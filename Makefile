@@ -38,6 +38,7 @@ bench: setup ## the benchmarks, side by side with their rivals; tables, JSON and
 	@$(BIN)/miniai bench loaders
 	@$(BIN)/miniai bench learner
 	@$(BIN)/miniai bench samplers
+	@$(BIN)/miniai bench pipeline
 
 export: setup ## after changing a chapter: write the package anew and clean the notebooks
 	@$(BIN)/nbdev_export

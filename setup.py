@@ -20,10 +20,10 @@ setup(
     url=cfg["git_url"],
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["miniai", "miniai.*"]),
-    package_data={"miniai": ["weights/*.safetensors"]},
+    package_data={"miniai": ["weights/*.safetensors", *(f"weights/glyphs/**/*.{ending}" for ending in ("json", "txt", "safetensors", "csv", "png"))]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "distributed": cfg["distributed_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "distributed": cfg["distributed_requirements"].split(), "hub": cfg["hub_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],

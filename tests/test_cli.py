@@ -1,6 +1,7 @@
 "The command `miniai`, used as a person would: the installed script, in a process of its own."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+import safetensors.torch
 
 MINIAI = Path(sys.executable).with_name("miniai")
 
@@ -40,7 +42,7 @@ def test_help_names_the_commands():
     for words in ((), ("--help",)):
         status, out, err = miniai(*words)
         assert status == 0 and err == ""
-        assert all(name in out for name in ("run", "train", "sample", "bench", "version")) and "INFO" not in out
+        assert all(name in out for name in ("run", "train", "sample", "checkpoint", "bench", "version")) and "INFO" not in out
 
 def test_help_of_run_names_the_options():
     status, out, _ = miniai("run", "--help")
@@ -83,8 +85,16 @@ def test_version():
     (("train", "mnist", "--out", "nbs/01_fine.ipynb"), ["01_fine.ipynb", "a file"]),
     (("train", "mnist", "--resume", "yes"), ["--resume", "yes"]),
     (("train", "mnist", "fashion_mnist"), ["fashion_mnist"]),
-    (("sample",), ["model"]),
-    (("sample", "cats"), ["cats", "fashion", "mnist"]),
+    (("sample",), ["subject"]),
+    (("sample", "cats"), ["no model 'cats'", "fashion", "mnist", "words", "a prompt stands in quotes", "miniai sample words --prompt"]),
+    (("sample", "a", "red", "seven"), ["no model 'a'", "a prompt stands in quotes"]),
+    (("sample", "  "), ["--prompt wants a text that says what to draw", "'  '"]),
+    (("sample", "words"), ["--prompt is missing"]),
+    (("sample", "a red seven", "--prompt", "a star"), ["--prompt was said already", "a red seven"]),
+    (("sample", "a red seven", "--n", "1,2"), ["--n", "'1,2'"]),
+    (("sample", "a red seven", "--model"), ["--model wants a text", "True"]),
+    (("sample", "a red seven", "--label", "7"), ["--label", "--prompt"]),
+    (("checkpoint", "now"), ["now"]),
     (("sample", "fashion", "--label", "boots"), ["no label 'boots'", "Ankle boot"]),
     (("sample", "fashion", "--label"), ["expected a label", "Ankle boot", "got none"]),
     (("sample", "mnist", "--label", "10"), ["10", "nine", "from 0 to 9"]),
@@ -178,21 +188,92 @@ def test_sample_draws_the_same_from_the_same_seed(tmp_path):
     assert miniai(*words[:-1], "6", "--out", tmp_path/"c.jpg")[0] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gif", "a.png", "c.jpg", "new"]
 
-def test_sample_boots_without_a_network(tmp_path):
+@pytest.fixture
+def no_network(tmp_path):
+    "Environment of a process in which nothing reaches a network."
     (tmp_path/"sitecustomize.py").write_text("import socket\ndef refuse(*args, **kwargs): raise OSError('no network here')\nsocket.socket.connect = socket.create_connection = refuse\n")
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]), "MINIAI_HOME": str(tmp_path/"home")}
+
+def test_sample_boots_without_a_network(tmp_path, no_network):
     start = time.time()
     words = "sample fashion --n 16 --steps 20 --sampler heun --seed 0 --out".split()
-    status, out, err = miniai(*words, tmp_path/"boots.png", "--label", "ankle boot", PYTHONPATH=str(tmp_path), MINIAI_HOME=str(tmp_path/"home"))
+    status, out, err = miniai(*words, tmp_path/"boots.png", "--label", "ankle boot", **no_network)
     assert status == 0 and "16 pictures" in out, err
     assert PIL.Image.open(tmp_path/"boots.png").size == (4*(28*4 + 2) + 2,)*2
     assert time.time() - start < 60 # some 10 s where nothing else runs
 
-@pytest.mark.parametrize("out,says", [("held", "endings"), ("held.png", "is a folder"), ("file/x.png", "file is a file"), ("x.docx", "endings"), ("film.gif", "endings"), ("film.png", "film.gif is a folder")])
-def test_sample_into_what_is_no_picture_file(tmp_path, out, says):
+def test_checkpoint_is_a_folder_that_is_there():
+    from miniai.diffusion.pipeline import shipped_checkpoint
+    assert miniai("checkpoint") == (0, f"{shipped_checkpoint()}\n", "") and (shipped_checkpoint()/"model_index.json").is_file()
+
+def test_help_of_sample_tells_how_to_draw_from_words():
+    status, out, err = miniai("sample", "--help")
+    assert status == 0 and err == "" and 'miniai sample "SEVERAL WORDS"' in out and all(name in out for name in ("fashion", "mnist", "words"))
+    for word in ("words", "a red seven"):
+        status, out, err = miniai("sample", word, "--help")
+        assert status == 0 and err == "" and all(f"--{o}" in out for o in ("prompt", "negative", "n", "steps", "guidance", "seed", "sampler", "model", "animate", "out"))
+
+def drawn(prompts, folder=None, **options):
+    "The sheet that a drawing should give."
+    from miniai.diffusion.pipeline import StableDiffusion
+    from miniai.tools.plotting import sheet
+    return sheet(StableDiffusion.from_pretrained(folder).draw(prompts, bar=iter, **options), scale=4)
+
+def test_sample_words_without_a_network(tmp_path, no_network):
+    prompt = "a thick red seven on a pale blue background"
+    start = time.time()
+    status, out, err = miniai("sample", prompt, "--out", tmp_path/"seven.png", **no_network)
+    assert status == 0 and f"saved {tmp_path/'seven.png'}: 1 picture in" in out and "Traceback" not in err, err
+    assert time.time() - start < 60 # some 6 s where nothing else runs
+    assert PIL.Image.open(tmp_path/"seven.png").tobytes() == drawn(prompt).tobytes()
+
+def test_sample_words_hands_on_every_option(tmp_path):
+    from miniai.diffusion.pipeline import shipped_checkpoint
+    shutil.copytree(shipped_checkpoint(), tmp_path/"model")
+    weights = tmp_path/"model"/"vae"/"diffusion_pytorch_model.safetensors"
+    tensors = safetensors.torch.load(weights.read_bytes())
+    safetensors.torch.save_file(tensors | {"decoder.conv_out.bias": tensors["decoder.conv_out.bias"] + 0.5}, weights)
+    status, out, err = miniai("sample", "a red 7, bold", "--n", "3", "--steps", "4", "--guidance", "2.5", "--negative", "1,2", "--seed", "7", "--sampler", "heun", "--model", tmp_path/"model", "--animate", cwd=tmp_path)
+    assert status == 0 and "saved words.png: 3 pictures" in out and "saved words.gif" in out, out + err
+    wanted = drawn(["a red 7, bold"]*3, tmp_path/"model", steps=4, guidance=2.5, negative="1,2", seed=7, sampler="heun")
+    assert PIL.Image.open(tmp_path/"words.png").tobytes() == wanted.tobytes()
+    with PIL.Image.open(tmp_path/"words.gif") as film: assert (film.n_frames, film.size) == (4, wanted.size)
+    assert miniai("sample", "words", "--prompt", "star", "--steps", "1", "--out", "star.jpg", cwd=tmp_path)[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "star.jpg", "words.gif", "words.png"]
+
+def without_weights(folder):
+    for path in folder.rglob("*.safetensors"): path.rename(path.with_suffix(".bin"))
+
+def without_a_tensor(folder):
+    path = folder/"unet"/"diffusion_pytorch_model.safetensors"
+    tensors = safetensors.torch.load(path.read_bytes())
+    safetensors.torch.save_file({k: v for k, v in tensors.items() if k != "conv_out.bias"}, path)
+
+def cut_short(folder):
+    path = folder/"text_encoder"/"model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+@pytest.mark.parametrize("change,says", [(shutil.rmtree, ["model"]), (lambda folder: (folder/"model_index.json").unlink(), ["model_index.json", "no such file"]), (without_weights, ["only pickles"]),
+                                         (without_a_tensor, ["conv_out.bias is missing"]), (cut_short, ["text_encoder/model.safetensors", "damaged"])])
+def test_sample_with_what_is_no_model(tmp_path, change, says):
+    from miniai.diffusion.pipeline import shipped_checkpoint
+    change(Path(shutil.copytree(shipped_checkpoint(), tmp_path/"model")))
+    status, out, err = miniai("sample", "a red seven", "--model", tmp_path/"model", "--out", "seven.png", cwd=tmp_path)
+    assert status == 1 and out == "" and err.count("\n") == 1 and err.startswith("miniai: ") and all(word in err for word in says), err
+    assert not (tmp_path/"seven.png").exists()
+
+def test_a_prompt_that_is_too_long_is_cut_with_a_line(tmp_path):
+    status, out, err = miniai("sample", "a red seven " + "and a star "*40, "--steps", "1", "--out", tmp_path/"seven.png")
+    lines = [line for line in err.splitlines() if line.startswith("miniai: ")]
+    assert status == 0 and (tmp_path/"seven.png").exists() and len(lines) == 1 and "can be read; cut off: " in lines[0] and "Warning" not in err, err
+
+@pytest.mark.parametrize("subject,out,says", [("mnist", "held", "endings"), ("mnist", "held.png", "is a folder"), ("mnist", "file/x.png", "file is a file"), ("mnist", "x.docx", "endings"), ("mnist", "film.gif", "endings"), ("mnist", "film.png", "film.gif is a folder"),
+                                              ("a red seven", "file/x.png", "file is a file"), ("a red seven", "film.png", "film.gif is a folder")])
+def test_sample_into_what_is_no_picture_file(tmp_path, subject, out, says):
     for folder in ("held", "held.png") + ("film.gif",)*(out == "film.png"): (tmp_path/folder).mkdir()
     (tmp_path/"file").write_text("a file")
     before = sorted(p.name for p in tmp_path.iterdir())
-    status, said, err = miniai("sample", "mnist", "--n", "1", "--steps", "1", "--animate", "--out", tmp_path/out)
+    status, said, err = miniai("sample", subject, "--n", "1", "--steps", "1", "--animate", "--out", tmp_path/out)
     assert status == 1 and said == "" and err.count("\n") == 1 and says in err, err
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 

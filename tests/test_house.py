@@ -1,5 +1,7 @@
 "The rooms of the house: which may import which, and that nothing points upward."
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,10 @@ def test_no_star_imports():
     stars = [m for m, path in modules() for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
              if isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names)]
     assert stars == []
+
+def test_weights_are_installed_with_the_package(tmp_path):
+    "Whatever lies in `miniai/weights` is in the package that setup.py builds."
+    pytest.importorskip("setuptools")
+    subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", tmp_path], cwd=ROOT, check=True, capture_output=True)
+    def weights(package): return {str(p.relative_to(package)) for p in (package/"weights").rglob("*") if p.is_file()}
+    assert weights(tmp_path/"miniai") == weights(PACKAGE) and "weights/glyphs/model_index.json" in weights(PACKAGE)

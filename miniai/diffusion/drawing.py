@@ -127,8 +127,8 @@ class Drawing(Options):
     def sheet(self,
         pictures: Tensor, # As `draw` gives them
     ) -> PIL.Image.Image:
-        "Put the pictures on a sheet."
-        return sheet(pictures, scale=4)
+        "Put the pictures on a sheet, the small ones enlarged."
+        return sheet(pictures, scale=max(1, 128//pictures.shape[-1]))
 
     def run(self) -> None:
         "Draw the pictures, and write the sheet, and the film if there is to be one."

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from importlib.resources import files
@@ -26,7 +26,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from fastcore.basics import noop
+from fastcore.basics import noop, patch
 from torch import Tensor, nn, optim
 
 from .. import __version__
@@ -61,7 +61,8 @@ def _accepts(f):
     return f"a {'whole ' if f.type is int else ''}number" + (f" of {' and '.join(ends)}" if ends else "")
 
 def _is_accepted(f, value):
-    "Tell whether a value is of the type and in the range of an option."
+    "Tell whether a value is of the type and in the range of an option; its default always is."
+    if type(value) is f.type and value == f.default: return True
     if f.metadata["choices"]: return value in f.metadata["choices"]
     if f.type in (bool, str): return isinstance(value, f.type) and value != ""
     if isinstance(value, bool) or not isinstance(value, int if f.type is int else Real) or not math.isfinite(value): return False
@@ -84,11 +85,31 @@ class Options:
         width = max(len(f.name) for f in fields(cls))
         def line(f):
             default = defaults.get(f.name, f.default)
-            default = "" if default is MISSING or f.type is bool else f"; {default} if not given"
+            default = "" if default in (MISSING, "") or f.type is bool else f"; {default} if not given"
             return f"  --{f.name.ljust(width)}  {f.metadata['help']} ({_accepts(f)}{default})"
         return "\n".join([cls.__doc__, "", *map(line, fields(cls))])
 
 # %% ../../nbs/14a_train.ipynb #cell-8
+def _read(f, word):
+    "A word as the type of an option; as it is if it cannot be read as that, so that the check can quote it."
+    if f.type not in (int, float) or not isinstance(word, str): return word
+    try: return f.type(word)
+    except ValueError: return word
+
+@patch(cls_method=True)
+def from_words(
+    cls: Options,
+    words: Mapping[str, str | bool], # Option to what was typed; True where nothing came after it
+) -> Options:
+    "Make it from what was typed: texts stay as they are, and numbers are read."
+    known = {f.name: f for f in fields(cls)}
+    for name in words:
+        if name not in known: raise ValueError(f"no option --{name}; there are: {', '.join(f'--{k}' for k in known)}")
+    for f in known.values():
+        if f.default is MISSING and f.name not in words: raise ValueError(f"--{f.name} is missing; it wants {_accepts(f)}")
+    return cls(**{name: _read(known[name], word) for name, word in words.items()})
+
+# %% ../../nbs/14a_train.ipynb #cell-11
 def fingerprint(
     *tensors: Tensor, # Any shapes and dtypes
 ) -> str: # 16 hexadecimal digits
@@ -159,7 +180,7 @@ class Recipe(Options):
         "Train, and leave the results in the folder."
         raise NotImplementedError(f"{type(self).__name__} does not define run")
 
-# %% ../../nbs/14a_train.ipynb #cell-15
+# %% ../../nbs/14a_train.ipynb #cell-18
 def write_log(
     path: str | os.PathLike, # Such as `log.csv`
     rows: list[dict[str, Any]], # Name to value; all with the names of the first
@@ -183,7 +204,7 @@ class LogCB(Callback):
     def after_epoch(self, learn):
         if main_process(): write_log(self.path, learn.metrics.history)
 
-# %% ../../nbs/14a_train.ipynb #cell-17
+# %% ../../nbs/14a_train.ipynb #cell-20
 def plot_training(
     losses: list[float], # Training loss of each batch
     rows: list[dict[str, Any]], # With `epoch`, `split`, `loss`, and what else was measured
@@ -211,7 +232,7 @@ def plot_training(
     fig.savefig(file, format="png", dpi=90)
     write_atomic(path, file.getvalue())
 
-# %% ../../nbs/14a_train.ipynb #cell-19
+# %% ../../nbs/14a_train.ipynb #cell-22
 @dataclass(kw_only=True)
 class LearnerRecipe(Recipe):
     "A training with one cycle of the learning rate, and averaged weights."
@@ -272,7 +293,7 @@ def read_about(
     if Path(path).is_dir(): raise ValueError(f"{path} is a folder; wanted is the model.safetensors in it")
     return json.loads(read_metadata(path).get("miniai", "{}"))
 
-# %% ../../nbs/14a_train.ipynb #cell-21
+# %% ../../nbs/14a_train.ipynb #cell-24
 ARCHS: dict[str, Callable[[Tensor | None], nn.Module]] = { # Name to a function that makes the model, given some pictures or None
     "resnet": fast_resnet,
     "resnet_small": partial(fast_resnet, nfs=(24, 56, 112)), # a quarter of the arithmetic
@@ -356,7 +377,7 @@ class MNIST(ImageRecipe):
     def load(self, split): return mnist(split)
     def tfms(self): return [RandCrop(2), *super().tfms()]
 
-# %% ../../nbs/14a_train.ipynb #cell-23
+# %% ../../nbs/14a_train.ipynb #cell-26
 def load_classifier(
     path: str | os.PathLike, # A `model.safetensors` that `ImageRecipe` wrote
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]: # The model in eval mode, and a function from images uint8 (n, h, w) to what it takes (n, 1, h, w)
@@ -367,7 +388,7 @@ def load_classifier(
     load_weights(model, path)
     return model.eval(), lambda images: (images[:, None].float()/255 - made["mean"])/made["std"]
 
-# %% ../../nbs/14a_train.ipynb #cell-45
+# %% ../../nbs/14a_train.ipynb #cell-48
 def ship(
     folder: str | os.PathLike, # Where a `LearnerRecipe` has left its results
     path: str | os.PathLike, # The file to write, such as `miniai/weights/fashion_classifier.safetensors`
