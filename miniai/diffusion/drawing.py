@@ -174,10 +174,10 @@ class ClassDrawing(Drawing):
 
 @dataclass(kw_only=True)
 class Clothes(ClassDrawing):
-    "Draw clothes like those of Fashion-MNIST."
+    "Draw clothes like those of Fashion-MNIST: T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag or Ankle boot."
     names, free, asked = FASHION_NAMES, "fashion_ddpm", "fashion_class_ddpm"
 
 @dataclass(kw_only=True)
 class Digits(ClassDrawing):
-    "Draw handwritten digits like those of MNIST."
+    "Draw handwritten digits like those of MNIST, from zero to nine."
     names, asked = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), "mnist_class_ddpm"
