@@ -229,7 +229,7 @@ def followed(
     pictures = torch.cat([draw(list(prompts[i:i + bs]), seed=i) for i in range(0, len(prompts), bs)])
     return judge(pictures) == attributes, pictures
 
-# %% ../../nbs/24_stable_diffusion.ipynb #cell-83
+# %% ../../nbs/24_stable_diffusion.ipynb #cell-84
 def bench_pipeline(
     rounds: int = 12, # Measurements of each
     n: int = 4, # Pictures
