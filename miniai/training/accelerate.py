@@ -236,6 +236,7 @@ class _SharedData(MixedPrecision):
         self.i, self.n_parts = self.acc.process_index, self.acc.num_processes
 
     def before_fit(self, learn):
+        self.acc.wait_for_everyone() # what the first process has written is there for all, such as a checkpoint to go on from
         learn.model.to(self.acc.device)
         super().before_fit(learn)
         self.wrapped = None
