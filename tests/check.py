@@ -63,7 +63,7 @@ def pytested(*args):
 
 def house(): return pytested("tests/test_house.py")
 
-def command_line(): return pytested("tests/test_cli.py")
+def command_line(): return pytested("tests/test_cli.py", "-n", "2") # each starts processes, most of whose time is importing
 
 def chapter(path):
     "Run one chapter as nbdev_test does."
