@@ -98,9 +98,10 @@ class PromptCB(CaptionCB):
         seed: int = 0, # Of all words
         templates: Sequence[str] = TEMPLATES, # Sentences with holes
         leave_out: float = 0.25, # Probability that an attribute is not mentioned
+        fillers: float = 0., # Probability of a word that means nothing before each word, 0 to 1
     ):
         check_share(drop=drop)
-        super().__init__(tokenizer, length, seed, templates, leave_out)
+        super().__init__(tokenizer, length, seed, templates, leave_out, fillers)
         self.drop, self.empty = drop, tokenizer("", length=length)
 
     def _put(self, batch, generator):
@@ -229,6 +230,8 @@ class GlyphUNet(LearnerRecipe):
     drop: float = option(0.1, "Share of captions that become the empty prompt", least=0, most=1)
     leave_out: float = option(0.25, "Probability that a caption does not mention an attribute", least=0, most=1)
     templates: int = option(len(TEMPLATES), "Phrasings to learn from, the first so many", least=1, most=len(TEMPLATES))
+    fillers: float = option(0., "Probability of a word that means nothing before each word of a caption", least=0, most=1)
+    weights: str = option("", "The model.safetensors of an earlier training of the same network with the same two others, to go on from its weights")
     n_inp = 3
 
     def data(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -237,7 +240,7 @@ class GlyphUNet(LearnerRecipe):
 
     def words(self, parts: Parts) -> PromptCB:
         "What puts pictures into words."
-        return PromptCB(parts.tokenizer, parts.text_encoder.config.length, self.drop, self.seed + 1, TEMPLATES[:self.templates], self.leave_out)
+        return PromptCB(parts.tokenizer, parts.text_encoder.config.length, self.drop, self.seed + 1, TEMPLATES[:self.templates], self.leave_out, self.fillers)
 
     def learner(self,
         parts: Parts, # Whose U-Net is trained
@@ -248,17 +251,31 @@ class GlyphUNet(LearnerRecipe):
         watch = SheetCB(partial(draw_prompts, parts), self.folder/"sheet.png")
         return self.make_learner(parts.unet, dls, mse, self.words(parts), noise, ReadCB(parts.text_encoder), MetricsCB(), watch)
 
+    def earlier(self,
+        vae: AutoencoderKL, # Makes the codes
+        text: TextTransformer, # Reads the captions
+    ) -> tuple[UNet, dict[str, Any]]: # The network to go on with, and what to keep of its training
+        "Read the training that `weights` names, if it goes together with the others."
+        unet, _, about = load_text_unet(self.weights)
+        check_marks(about, vae, text)
+        wanted = {"arch": make_text_unet(self.arch, vae.config.latent_channels, text.config.dim).config, "schedule": self.schedule, "predict": self.predict}
+        differ = [name for name, value in wanted.items() if value != (about | {"arch": unet.config})[name]]
+        if differ: raise ValueError(f"{self.weights} was trained with another {', '.join(differ)}; give the same to go on from it")
+        log = {ending: content.decode() for ending, content in training_of(self.weights).items() if ending != ".png"}
+        return unet.train(), {"earlier": log | {name: about[name] for name in ("earlier",) if name in about}}
+
     def run(self) -> None:
         "Train, and leave weights, log, plot and sheet in the folder."
         (vae, _), (clip, tokenizer) = load_vae(self.vae), load_clip(self.clip)
         text, (train, valid) = clip.text_model, self.data()
-        self.begin("glyphs", *train, *valid, *vae.state_dict().values(), *text.state_dict().values())
-        unet = make_text_unet(self.arch, vae.config.latent_channels, text.config.dim)
+        begun = self.earlier(vae, text) if self.weights else None
+        self.begin("glyphs", *train, *valid, *(weight for model in (vae, text, *(begun or ())[:1]) for weight in model.state_dict().values()))
+        unet, before = begun or (make_text_unet(self.arch, vae.config.latent_channels, text.config.dim), {})
         parts = gather(tokenizer, text, unet, vae.to(def_device), self.schedule, self.predict)
         learn = self.learner(parts, latent_dls(vae, train, valid, self.bs, self.seed))
         with plain_attention(def_device, self.precision): learn.fit(self.epochs)
         self.keep(learn, [], f"glyphs, {self.arch}, seed {self.seed}", kind="latent_ddpm", config=asdict(unet.config), schedule=self.schedule, predict=self.predict,
-            scaling_factor=vae.config.scaling_factor, vae=mark_of(vae), clip=mark_of(text), data="glyphs")
+            scaling_factor=vae.config.scaling_factor, vae=mark_of(vae), clip=mark_of(text), data="glyphs", **before)
 
 def load_text_unet(
     path: str | os.PathLike, # A `model.safetensors` that the recipe `GlyphUNet` wrote
@@ -273,7 +290,7 @@ def load_text_unet(
     load_weights(unet, path)
     return unet.eval(), schedule, about
 
-# %% ../../nbs/23c_train_unet.ipynb #cell-62
+# %% ../../nbs/23c_train_unet.ipynb #cell-64
 def training_of(
     path: str | os.PathLike, # Weights: the `model.safetensors` of a recipe, or what `ship` made of it
 ) -> dict[str, bytes]: # Ending of a file name to contents
@@ -294,7 +311,11 @@ def assemble(
     "Write a checkpoint of three trainings, with their options and logs in `training`."
     (model, _, about), (decoder, _), (reader, tokenizer) = load_text_unet(unet), load_vae(vae), load_clip(clip)
     check_marks(about, decoder, reader.text_model)
-    trainings = {name: training_of(path) for name, path in (("unet", unet), ("vae", vae), ("clip", clip))}
+    trainings, name = {name: training_of(path) for name, path in (("unet", unet), ("vae", vae), ("clip", clip))}, "unet"
+    before = about
+    while before := before.get("earlier"): # what the U-Net had learned before, and before that
+        name += "_earlier"
+        trainings[name] = {ending: before[ending].encode() for ending in (".json", ".csv")}
     save_parts(gather(tokenizer, reader.text_model, model, decoder, about["schedule"], about["predict"]), folder)
     for name, files in trainings.items():
         for ending, content in files.items(): write_atomic(Path(folder)/"training"/f"{name}{ending}", content)
