@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'PROMPTS', 'make_text_unet', 'scaled_latents', 'latent_dls', 'read_prompts', 'PromptCB', 'NoisifyWordsCB',
-           'ReadCB', 'text_denoiser', 'draw_prompts', 'SheetCB', 'mark_of', 'check_marks', 'gather', 'GlyphUNet',
-           'load_text_unet', 'training_of', 'assemble']
+           'ReadCB', 'text_denoiser', 'draw_prompts', 'SheetCB', 'mark_of', 'check_marks', 'gather', 'training_of',
+           'GlyphUNet', 'load_text_unet', 'assemble']
 
 # %% ../../nbs/23c_train_unet.ipynb #cell-2
 import io
@@ -213,6 +213,18 @@ def gather(
     return Parts(tokenizer, text, unet, vae, SCHEDULES[schedule](), predict, scheduler_settings(predict) | _BETAS[schedule], SIZE//vae.config.shrink)
 
 # %% ../../nbs/23c_train_unet.ipynb #cell-52
+def training_of(
+    path: str | os.PathLike, # Weights: the `model.safetensors` of a recipe, or what `ship` made of it
+) -> dict[str, bytes]: # Ending of a file name to contents
+    "Find how weights were made: the options and the log, and the sheet if there is one."
+    about, beside = read_about(path), Path(path).parent
+    if "log" in about: return {".json": json.dumps(about["made by"], indent=1).encode(), ".csv": about["log"].encode()}
+    files = {".json": beside/"options.json", ".csv": beside/"log.csv", ".png": beside/"sheet.png"}
+    missing = [file.name for ending, file in files.items() if ending != ".png" and not file.exists()]
+    if missing: raise ValueError(f"expected options and log of the training beside {path}, or in it; there is no {', '.join(missing)}")
+    return {ending: file.read_bytes() for ending, file in files.items() if file.exists()}
+
+# %% ../../nbs/23c_train_unet.ipynb #cell-54
 @dataclass(kw_only=True)
 class GlyphUNet(LearnerRecipe):
     "Train a network that draws what words say, in the codes of a trained autoencoder; an epoch with --precision bfloat16 takes about twelve minutes on a core that knows bfloat16, in two processes seven."
@@ -290,18 +302,7 @@ def load_text_unet(
     load_weights(unet, path)
     return unet.eval(), schedule, about
 
-# %% ../../nbs/23c_train_unet.ipynb #cell-64
-def training_of(
-    path: str | os.PathLike, # Weights: the `model.safetensors` of a recipe, or what `ship` made of it
-) -> dict[str, bytes]: # Ending of a file name to contents
-    "Find how weights were made: the options and the log, and the sheet if there is one."
-    about, beside = read_about(path), Path(path).parent
-    if "log" in about: return {".json": json.dumps(about["made by"], indent=1).encode(), ".csv": about["log"].encode()}
-    files = {".json": beside/"options.json", ".csv": beside/"log.csv", ".png": beside/"sheet.png"}
-    missing = [file.name for ending, file in files.items() if ending != ".png" and not file.exists()]
-    if missing: raise ValueError(f"expected options and log of the training beside {path}, or in it; there is no {', '.join(missing)}")
-    return {ending: file.read_bytes() for ending, file in files.items() if file.exists()}
-
+# %% ../../nbs/23c_train_unet.ipynb #cell-66
 def assemble(
     unet: str | os.PathLike, # The `model.safetensors` of the recipe `GlyphUNet`
     vae: str | os.PathLike, # That of the autoencoder it was trained with, or the shipped weights
