@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['GLYPH_STYLES', 'COLOURS', 'BACKGROUNDS', 'ATTRIBUTES', 'MIN_CONTRAST', 'MIN_DISTANCE', 'KIN', 'SIZE', 'HALF_WIDTHS',
            'HEIGHTS', 'LEANS', 'SHIFTS', 'HELD_OUT_BACKGROUNDS', 'HELD_OUT_COLOURS', 'WORDS', 'TEMPLATES',
-           'TEST_TEMPLATES', 'contrast', 'attribute_names', 'attribute_numbers', 'pieces', 'lean', 'draw_glyphs',
-           'is_held_out', 'glyph_attributes', 'glyphs', 'caption', 'parse_caption']
+           'TEST_TEMPLATES', 'GLYPHS', 'contrast', 'attribute_names', 'attribute_numbers', 'pieces', 'lean',
+           'draw_glyphs', 'is_held_out', 'glyph_attributes', 'glyphs', 'caption', 'parse_caption', 'World']
 
 # %% ../../nbs/20_glyphs.ipynb #cell-2
 import functools, math, re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -398,3 +398,35 @@ def parse_caption(
         found[attribute] = before
     if "thing" not in found: raise ValueError(f"expected one of {', '.join(ATTRIBUTES['thing'])}; found none in {text!r}")
     return {name: found[name] for name in ATTRIBUTES if name in found}
+
+# %% ../../nbs/20_glyphs.ipynb #cell-131
+@dataclass(frozen=True)
+class World:
+    "A picture world, as those see it who learn from it."
+    name: str # Is kept with the weights of what was trained on it
+    size: int # Pixels along a side of a picture
+    attributes: Mapping[str, tuple[str, ...]] # Names of all values of each attribute; their order gives the numbers
+    words: frozenset[str] # All words from which captions for training are made, small letters a to z
+    templates: Sequence # Of captions, for training
+    test_templates: Sequence # Others, kept for tests
+    choose: Callable[..., Tensor] # From (n, seed, start=0, held_out=False) to attributes int64 (n, k), like `glyph_attributes`
+    draw: Callable[..., Tensor] # From (attributes, seed, index) to pictures uint8 (n, 3, size, size), like `draw_glyphs`
+    caption: Callable[..., list[str]] # From (attributes, seed, index, templates, leave_out) to sentences, like `caption`
+
+    @property
+    def n_values(self) -> tuple[int, ...]:
+        "How many values each attribute has."
+        return tuple(map(len, self.attributes.values()))
+
+    def pictures(self,
+        n: int,         # How many
+        seed: int,      # From 0 to 2**64 - 1
+        start: int = 0, # Number of the first picture
+        held_out: bool = False, # Only combinations that training never sees, or only others
+    ) -> tuple[Tensor, Tensor]: # Pictures uint8 (n, 3, size, size), attributes int64 (n, k)
+        "Draw the pictures `start` to `start + n - 1`."
+        attributes = self.choose(n, seed, start, held_out)
+        return self.draw(attributes, seed, range(start, start + n)), attributes
+
+_SPOKEN = " ".join([*(re.sub(r"\{\w+\}", "", t) for t in TEMPLATES), *(way for rows in WORDS.values() for row in rows for way in row)])
+GLYPHS = World("glyphs", SIZE, ATTRIBUTES, frozenset(re.findall("[a-z]+", _SPOKEN)) | {"an"}, TEMPLATES, TEST_TEMPLATES, glyph_attributes, draw_glyphs, caption)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.glyphs import TEMPLATES, WORDS, caption, glyph_attributes, glyphs
+from ..data.glyphs import GLYPHS, World
 from .clip import CLIP, TextConfig, VisionConfig, contrastive_loss
 from .schedules import from_pixels
 from .tokenizer import Tokenizer, train_bpe
@@ -30,24 +30,25 @@ from ..training.recipes import LearnerRecipe, option, read_about
 def caption_tokenizer(
     n_merges: int, # Merges to learn, 0 or more
     n: int = 20_000, # Captions to learn from
+    world: World = GLYPHS, # Has the captions
 ) -> Tokenizer:
     "Learn a tokenizer from captions of our world."
-    return Tokenizer(train_bpe(caption(glyph_attributes(n, seed=0), 0, range(n)), n_merges))
+    return Tokenizer(train_bpe(world.caption(world.choose(n, 0), 0, range(n)), n_merges))
 
 # %% ../../nbs/23a_train_clip.ipynb #cell-10
 def made_up_words(
     tokenizer: Tokenizer, # Has the pieces
     n: int = 10_000, # How many
     seed: int = 0, # Of the choice
+    world: World = GLYPHS, # Whose words they must not be
 ) -> list[str]: # Of the letters a to z
     "Make words that mean nothing out of pieces of words that do."
-    known = set(re.findall("[a-z]+", " ".join([*TEMPLATES, *(way for values in WORDS.values() for ways in values for way in ways)])))
     pieces = [piece for piece in tokenizer.vocab if re.fullmatch("[a-z]+(</w>)?", piece)]
     inner, last = ([piece.removesuffix("</w>") for piece in pieces if piece.endswith("</w>") == end] for end in (False, True))
     r, words = random.Random(seed), []
     while len(words) < n:
         word = "".join([*r.choices(inner, k=r.randint(1, 2)), r.choice(last)])
-        if word not in known: words.append(word)
+        if word not in world.words: words.append(word)
     return words
 
 def talk_around(
@@ -66,14 +67,16 @@ class CaptionCB(RandomTransformCB):
         tokenizer: Tokenizer, # Makes tokens of captions
         length: int, # Tokens of each caption, cut or filled up
         seed: int = 0, # Of all words
-        templates: Sequence[str] = TEMPLATES, # Sentences with holes
+        templates: Sequence | None = None, # Sentences with holes; None for all that the world trains with
         leave_out: float = 0.25, # Probability that an attribute is not mentioned
         fillers: float = 0., # Probability of a word that means nothing before each word, 0 to 1
+        world: World = GLYPHS, # Has the captions
     ):
         check_share(fillers=fillers)
         super().__init__(self._put, seed)
-        self.tokenizer, self.length, self.templates, self.leave_out, self.fillers = tokenizer, length, templates, leave_out, fillers
-        self.words = made_up_words(tokenizer) if fillers else []
+        self.tokenizer, self.length, self.leave_out, self.fillers, self.world = tokenizer, length, leave_out, fillers, world
+        self.templates = world.templates if templates is None else templates
+        self.words = made_up_words(tokenizer, world=world) if fillers else []
 
     def _longer(self, text, r):
         "A caption with words that mean nothing, if there is room."
@@ -83,7 +86,7 @@ class CaptionCB(RandomTransformCB):
     def _put(self, batch, generator):
         x, attributes = batch
         seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
-        texts, r = caption(attributes.cpu(), seed, range(len(x)), self.templates, self.leave_out), random.Random(seed)
+        texts, r = self.world.caption(attributes.cpu(), seed, range(len(x)), self.templates, self.leave_out), random.Random(seed)
         if self.fillers: texts = [self._longer(text, r) for text in texts]
         return x, self.tokenizer(texts, length=self.length).to(x.device), attributes
 
@@ -113,24 +116,27 @@ class GlyphCLIP(LearnerRecipe):
     fillers: float = option(0., "Probability of a word that means nothing before each word of a caption", least=0, most=1)
     dim: int = option(96, "Numbers of a token; a multiple of 4", least=4)
     layers: int = option(3, "Layers of each encoder", least=1)
-    n_inp = 2
+    length: int = option(32, "Tokens of the longest caption", least=2)
+    patch: int = option(4, "Pixels along a side of what the image encoder takes for one token", least=1)
+    n_inp, world = 2, GLYPHS
 
     def run(self) -> None:
         "Train, and leave weights, log and plot in the folder."
         if self.processes > 1: raise ValueError(f"expected one process, since a table of products cannot be put together from parts, got {self.processes}")
-        tokenizer = caption_tokenizer(self.merges)
+        world = self.world
+        tokenizer = caption_tokenizer(self.merges, world=world)
         shape = dict(dim=self.dim, n_layers=self.layers, mlp_dim=4*self.dim)
-        text, vision = TextConfig(vocab_size=tokenizer.vocab_size, **shape), VisionConfig(**shape)
+        text, vision = TextConfig(vocab_size=tokenizer.vocab_size, length=self.length, **shape), VisionConfig(size=world.size, patch=self.patch, **shape)
         n_valid = max(self.images//6_000*100, 10) # batches of a hundred, or one of ten to try things out
-        train, valid = glyphs(self.images, self.seed + 3_000), glyphs(n_valid, self.seed + 4_000, held_out=True)
-        self.begin("glyphs", *train, *valid)
+        train, valid = world.pictures(self.images, self.seed + 3_000), world.pictures(n_valid, self.seed + 4_000, held_out=True)
+        self.begin(world.name, *train, *valid)
         tfm = lambda batch: (from_pixels(batch[0]), batch[1])
         order = torch.Generator().manual_seed(self.seed)
         dls = DataLoaders(TensorLoader(*train, batch_size=self.bs, shuffle=True, drop_last=True, tfm=tfm, generator=order), TensorLoader(*valid, batch_size=100, tfm=tfm))
-        words = CaptionCB(tokenizer, text.length, self.seed + 1, fillers=self.fillers)
+        words = CaptionCB(tokenizer, text.length, self.seed + 1, fillers=self.fillers, world=world)
         learn = self.make_learner(CLIP(text, vision, self.dim), dls, lambda scores, attributes: contrastive_loss(scores), words, MetricsCB(retrieval=Retrieval()))
         learn.fit(self.epochs)
-        self.keep(learn, [], f"CLIP on glyphs, seed {self.seed}", kind="clip", text=asdict(text), vision=asdict(vision), dim=self.dim, merges=[list(pair) for pair in tokenizer.merges], data="glyphs")
+        self.keep(learn, [], f"CLIP on {world.name}, seed {self.seed}", kind="clip", text=asdict(text), vision=asdict(vision), dim=self.dim, merges=[list(pair) for pair in tokenizer.merges], data=world.name)
 
 def load_clip(
     path: str | os.PathLike, # A `model.safetensors` that the recipe `GlyphCLIP` wrote

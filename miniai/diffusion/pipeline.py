@@ -22,7 +22,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from ..data.glyphs import TEMPLATES, caption, glyph_attributes
+from ..data.glyphs import GLYPHS, World
 from .checkpoint import Parts, load_parts, read_schedule
 from .drawing import check_scale
 from .samplers import Denoiser, as_denoiser, find_sampler, generate, karras_sigmas, sigmas_at, spaced_steps
@@ -214,11 +214,12 @@ def full_captions(
     n: int, # How many
     seed: int, # From 0 to 2**64 - 1
     held_out: bool = False, # Only combinations that training never sees, or only others
-    templates: Sequence[str] = TEMPLATES, # Sentences with holes
+    templates: Sequence | None = None, # Sentences with holes; None for those of the training
+    world: World = GLYPHS, # Has the captions
 ) -> tuple[list[str], Tensor]: # Captions that mention all attributes, and those, int64 (n, 7)
     "Make prompts of which everything can be checked."
-    attributes = glyph_attributes(n, seed, held_out=held_out)
-    return caption(attributes, seed, range(n), templates, leave_out=0.), attributes
+    attributes = world.choose(n, seed, held_out=held_out)
+    return world.caption(attributes, seed, range(n), world.templates if templates is None else templates, leave_out=0.), attributes
 
 def followed(
     draw: Callable[..., Tensor], # From a list of prompts, and `seed` of the first, to pictures uint8 (b, 3, 32, 32)

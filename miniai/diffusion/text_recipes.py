@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.datasets import write_atomic
-from ..data.glyphs import SIZE, TEMPLATES, glyphs
+from ..data.glyphs import GLYPHS, SIZE, TEMPLATES, World
 from .checkpoint import Parts, save_parts, scheduler_settings
 from .clip import TextTransformer
 from .clip_recipes import CaptionCB, load_clip
@@ -96,12 +96,13 @@ class PromptCB(CaptionCB):
         length: int, # Tokens of each caption, cut or filled up
         drop: float = 0.1, # Share of captions that become the empty prompt, 0 to 1, in training and in validation
         seed: int = 0, # Of all words
-        templates: Sequence[str] = TEMPLATES, # Sentences with holes
+        templates: Sequence | None = None, # Sentences with holes; None for all that the world trains with
         leave_out: float = 0.25, # Probability that an attribute is not mentioned
         fillers: float = 0., # Probability of a word that means nothing before each word, 0 to 1
+        world: World = GLYPHS, # Has the captions
     ):
         check_share(drop=drop)
-        super().__init__(tokenizer, length, seed, templates, leave_out, fillers)
+        super().__init__(tokenizer, length, seed, templates, leave_out, fillers, world)
         self.drop, self.empty = drop, tokenizer("", length=length)
 
     def _put(self, batch, generator):
@@ -191,11 +192,11 @@ def mark_of(
 def check_marks(
     about: dict[str, Any], # What is known about a U-Net, from `load_text_unet`
     vae: AutoencoderKL, # Shall decode what it draws
-    text: TextTransformer, # Shall read for it
+    text: TextTransformer | None = None, # Shall read for it; None if that is to be learned anew
 ) -> None:
     "Raise unless these are the networks that a U-Net was trained with."
     for name, what, model in (("vae", "autoencoder", vae), ("clip", "text encoder", text)):
-        if (mark := mark_of(model)) != about[name]: raise ValueError(f"expected the {what} that the U-Net was trained with, of mark {about[name]}, got one of mark {mark}")
+        if model is not None and (mark := mark_of(model)) != about[name]: raise ValueError(f"expected the {what} that the U-Net was trained with, of mark {about[name]}, got one of mark {mark}")
     if vae.config.scaling_factor != about["scaling_factor"]: raise ValueError(f"expected an autoencoder with the scaling factor {about['scaling_factor']}, got {vae.config.scaling_factor}")
 
 # %% ../../nbs/23c_train_unet.ipynb #cell-49
@@ -208,9 +209,10 @@ def gather(
     vae: AutoencoderKL, # Makes pictures of them
     schedule: str, # One of `SCHEDULES`
     predict: str, # What the U-Net predicts: `eps`, `x0` or `v`
+    size: int = SIZE, # Pixels along a side of a picture
 ) -> Parts:
     "Put the parts of a Stable Diffusion for our world together."
-    return Parts(tokenizer, text, unet, vae, SCHEDULES[schedule](), predict, scheduler_settings(predict) | _BETAS[schedule], SIZE//vae.config.shrink)
+    return Parts(tokenizer, text, unet, vae, SCHEDULES[schedule](), predict, scheduler_settings(predict) | _BETAS[schedule], size//vae.config.shrink)
 
 # %% ../../nbs/23c_train_unet.ipynb #cell-52
 def training_of(
@@ -243,16 +245,16 @@ class GlyphUNet(LearnerRecipe):
     leave_out: float = option(0.25, "Probability that a caption does not mention an attribute", least=0, most=1)
     templates: int = option(len(TEMPLATES), "Phrasings to learn from, the first so many", least=1, most=len(TEMPLATES))
     fillers: float = option(0., "Probability of a word that means nothing before each word of a caption", least=0, most=1)
-    weights: str = option("", "The model.safetensors of an earlier training of the same network with the same two others, to go on from its weights")
-    n_inp = 3
+    weights: str = option("", "The model.safetensors of an earlier training of the same network with the same autoencoder, to go on from its weights")
+    n_inp, world, prompts = 3, GLYPHS, PROMPTS
 
     def data(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         "Pictures uint8 (n, 3, 32, 32) and attributes int64 (n, 7) to train on, and some of combinations held out."
-        return glyphs(self.images, self.seed + 5_000), glyphs(max(self.images//60, 10), self.seed + 6_000, held_out=True)
+        return self.world.pictures(self.images, self.seed + 5_000), self.world.pictures(max(self.images//60, 10), self.seed + 6_000, held_out=True)
 
     def words(self, parts: Parts) -> PromptCB:
         "What puts pictures into words."
-        return PromptCB(parts.tokenizer, parts.text_encoder.config.length, self.drop, self.seed + 1, TEMPLATES[:self.templates], self.leave_out, self.fillers)
+        return PromptCB(parts.tokenizer, parts.text_encoder.config.length, self.drop, self.seed + 1, self.world.templates[:self.templates], self.leave_out, self.fillers, self.world)
 
     def learner(self,
         parts: Parts, # Whose U-Net is trained
@@ -260,16 +262,16 @@ class GlyphUNet(LearnerRecipe):
     ) -> Learner:
         "The U-Net, its data and all callbacks, ready to `fit`."
         noise = NoisifyWordsCB(parts.schedule, self.predict, seed=self.seed + 2)
-        watch = SheetCB(partial(draw_prompts, parts), self.folder/"sheet.png")
+        watch = SheetCB(partial(draw_prompts, parts, self.prompts), self.folder/"sheet.png")
         return self.make_learner(parts.unet, dls, mse, self.words(parts), noise, ReadCB(parts.text_encoder), MetricsCB(), watch)
 
     def earlier(self,
         vae: AutoencoderKL, # Makes the codes
-        text: TextTransformer, # Reads the captions
+        text: TextTransformer, # Reads the captions; may be another one than before, of the same width
     ) -> tuple[UNet, dict[str, Any]]: # The network to go on with, and what to keep of its training
         "Read the training that `weights` names, if it goes together with the others."
         unet, _, about = load_text_unet(self.weights)
-        check_marks(about, vae, text)
+        check_marks(about, vae)
         wanted = {"arch": make_text_unet(self.arch, vae.config.latent_channels, text.config.dim).config, "schedule": self.schedule, "predict": self.predict}
         differ = [name for name, value in wanted.items() if value != (about | {"arch": unet.config})[name]]
         if differ: raise ValueError(f"{self.weights} was trained with another {', '.join(differ)}; give the same to go on from it")
@@ -280,14 +282,15 @@ class GlyphUNet(LearnerRecipe):
         "Train, and leave weights, log, plot and sheet in the folder."
         (vae, _), (clip, tokenizer) = load_vae(self.vae), load_clip(self.clip)
         text, (train, valid) = clip.text_model, self.data()
-        begun = self.earlier(vae, text) if self.weights else None
-        self.begin("glyphs", *train, *valid, *(weight for model in (vae, text, *(begun or ())[:1]) for weight in model.state_dict().values()))
-        unet, before = begun or (make_text_unet(self.arch, vae.config.latent_channels, text.config.dim), {})
-        parts = gather(tokenizer, text, unet, vae.to(def_device), self.schedule, self.predict)
+        unet, before = self.earlier(vae, text) if self.weights else (None, {})
+        given = [model for model in (vae, text, unet) if model is not None]
+        self.begin(self.world.name, *train, *valid, *(weight for model in given for weight in model.state_dict().values())) # which seeds the weights to come
+        if unet is None: unet = make_text_unet(self.arch, vae.config.latent_channels, text.config.dim)
+        parts = gather(tokenizer, text, unet, vae.to(def_device), self.schedule, self.predict, self.world.size)
         learn = self.learner(parts, latent_dls(vae, train, valid, self.bs, self.seed))
         with plain_attention(def_device, self.precision): learn.fit(self.epochs)
-        self.keep(learn, [], f"glyphs, {self.arch}, seed {self.seed}", kind="latent_ddpm", config=asdict(unet.config), schedule=self.schedule, predict=self.predict,
-            scaling_factor=vae.config.scaling_factor, vae=mark_of(vae), clip=mark_of(text), data="glyphs", **before)
+        self.keep(learn, [], f"{self.world.name}, {self.arch}, seed {self.seed}", kind="latent_ddpm", config=asdict(unet.config), schedule=self.schedule, predict=self.predict,
+            scaling_factor=vae.config.scaling_factor, vae=mark_of(vae), clip=mark_of(text), size=self.world.size, data=self.world.name, **before)
 
 def load_text_unet(
     path: str | os.PathLike, # A `model.safetensors` that the recipe `GlyphUNet` wrote
@@ -295,7 +298,7 @@ def load_text_unet(
     "Read a trained U-Net that listens to words."
     about = read_about(path)
     if about.get("kind") != "latent_ddpm": raise ValueError(f"expected the weights of a U-Net that listens to words, got {about or 'weights that do not say what they are'}")
-    missing = [name for name in ("config", "schedule", "predict", "scaling_factor", "vae", "clip") if name not in about]
+    missing = [name for name in ("config", "schedule", "predict", "scaling_factor", "vae", "clip", "size") if name not in about]
     if missing: raise ValueError(f"{path} does not describe a U-Net of ours, it lacks {', '.join(missing)}")
     try: unet, schedule = UNet(UNetConfig(**about["config"])), SCHEDULES[about["schedule"]]()
     except (KeyError, TypeError) as e: raise ValueError(f"{path} does not describe a U-Net of ours ({type(e).__name__}: {e})") from e
@@ -308,16 +311,17 @@ def assemble(
     vae: str | os.PathLike, # That of the autoencoder it was trained with, or the shipped weights
     clip: str | os.PathLike, # The same of CLIP
     folder: str | os.PathLike, # Where to write the checkpoint
+    **others: str | os.PathLike, # Name to the weights of a training that helped to make it, whose options and log are to be kept, too
 ) -> Path: # The folder
     "Write a checkpoint of three trainings, with their options and logs in `training`."
     (model, _, about), (decoder, _), (reader, tokenizer) = load_text_unet(unet), load_vae(vae), load_clip(clip)
     check_marks(about, decoder, reader.text_model)
-    trainings, name = {name: training_of(path) for name, path in (("unet", unet), ("vae", vae), ("clip", clip))}, "unet"
+    trainings, name = {name: training_of(path) for name, path in (dict(unet=unet, vae=vae, clip=clip) | others).items()}, "unet"
     before = about
     while before := before.get("earlier"): # what the U-Net had learned before, and before that
         name += "_earlier"
         trainings[name] = {ending: before[ending].encode() for ending in (".json", ".csv")}
-    save_parts(gather(tokenizer, reader.text_model, model, decoder, about["schedule"], about["predict"]), folder)
+    save_parts(gather(tokenizer, reader.text_model, model, decoder, about["schedule"], about["predict"], about["size"]), folder)
     for name, files in trainings.items():
         for ending, content in files.items(): write_atomic(Path(folder)/"training"/f"{name}{ending}", content)
     return Path(folder)

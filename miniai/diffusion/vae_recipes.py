@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.glyphs import glyphs
+from ..data.glyphs import GLYPHS
 from .recipes import plain_attention
 from .schedules import from_pixels
 from .vae import AutoencoderKL, VAEConfig, psnr, scaling_factor, vae_loss
@@ -92,11 +92,12 @@ class VAE(LearnerRecipe):
     distance: str = option("mse", "How pictures given back are compared with pictures", choices=tuple(DISTANCES))
     arch: str = option("vae", "Network", choices=tuple(ARCHS))
     images: int = option(60_000, "Pictures to train on", least=24)
+    world = GLYPHS
 
     def data(self) -> tuple[Tensor, Tensor, Tensor]:
         "Pictures to train on, others of the same kind, and some of combinations held out; uint8 (n, 3, 32, 32)."
-        n = min(1_000, self.images//12)
-        return glyphs(self.images, self.seed + 3_000)[0], glyphs(n, self.seed + 4_000)[0], glyphs(n, self.seed + 4_000, start=n, held_out=True)[0]
+        n, pictures = min(1_000, self.images//12), self.world.pictures
+        return pictures(self.images, self.seed + 3_000)[0], pictures(n, self.seed + 4_000)[0], pictures(n, self.seed + 4_000, start=n, held_out=True)[0]
 
     @torch.no_grad()
     def measure(self,
@@ -113,14 +114,14 @@ class VAE(LearnerRecipe):
     def run(self) -> None:
         "Train, and leave weights, log and plot in the folder."
         train, valid, held_out = self.data()
-        self.begin("glyphs", train, valid, held_out)
+        self.begin(self.world.name, train, valid, held_out)
         loss = partial(vae_loss, weight=self.kl, distance=DISTANCES[self.distance])
         learn = self.make_learner(AutoencoderKL(VAEConfig(**ARCHS[self.arch])), copies_dls(train, valid, self.bs, self.seed), loss, PicturesCB(), MetricsCB(psnr=PSNR()))
         with plain_attention(def_device, self.precision): learn.fit(self.epochs)
         vae = learn.model.eval()
         config = replace(vae.config, scaling_factor=scaling_factor(encode_images(vae, train[:5_000], self.seed)))
         rows = [self.measure(learn, "valid_float32", valid), self.measure(learn, "held_out", held_out)]
-        self.keep(learn, rows, f"glyphs, {self.arch}, seed {self.seed}", kind="vae", config=asdict(config), psnr=rows[0]["psnr"], data="glyphs")
+        self.keep(learn, rows, f"{self.world.name}, {self.arch}, seed {self.seed}", kind="vae", config=asdict(config), psnr=rows[0]["psnr"], data=self.world.name)
 
 # %% ../../nbs/21a_train_vae.ipynb #cell-18
 def load_vae(
