@@ -399,7 +399,7 @@ def parse_caption(
     if "thing" not in found: raise ValueError(f"expected one of {', '.join(ATTRIBUTES['thing'])}; found none in {text!r}")
     return {name: found[name] for name in ATTRIBUTES if name in found}
 
-# %% ../../nbs/20_glyphs.ipynb #cell-131
+# %% ../../nbs/20_glyphs.ipynb #66dd848a
 @dataclass(frozen=True)
 class World:
     "A picture world, as those see it who learn from it."
@@ -427,6 +427,16 @@ class World:
         "Draw the pictures `start` to `start + n - 1`."
         attributes = self.choose(n, seed, start, held_out)
         return self.draw(attributes, seed, range(start, start + n)), attributes
+
+    def prompts(self,
+        n: int,         # How many
+        seed: int,      # From 0 to 2**64 - 1
+        held_out: bool = False, # Only combinations that training never sees, or only others
+        templates: Sequence | None = None, # Sentences with holes; None for those of the training
+    ) -> tuple[list[str], Tensor]: # Captions that leave nothing out, and their attributes, int64 (n, k)
+        "Make prompts of which everything can be checked."
+        attributes = self.choose(n, seed, held_out=held_out)
+        return self.caption(attributes, seed, range(n), self.templates if templates is None else templates, leave_out=0.), attributes
 
 _SPOKEN = " ".join([*(re.sub(r"\{\w+\}", "", t) for t in TEMPLATES), *(way for rows in WORDS.values() for row in rows for way in row)])
 GLYPHS = World("glyphs", SIZE, ATTRIBUTES, frozenset(re.findall("[a-z]+", _SPOKEN)) | {"an"}, TEMPLATES, TEST_TEMPLATES, glyph_attributes, draw_glyphs, caption)
