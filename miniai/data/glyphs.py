@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['GLYPH_STYLES', 'COLOURS', 'BACKGROUNDS', 'ATTRIBUTES', 'MIN_CONTRAST', 'MIN_DISTANCE', 'KIN', 'SIZE', 'HALF_WIDTHS',
-           'HEIGHTS', 'LEANS', 'SHIFTS', 'HELD_OUT_BACKGROUNDS', 'HELD_OUT_COLOURS', 'WORDS', 'TEMPLATES',
-           'TEST_TEMPLATES', 'contrast', 'attribute_names', 'attribute_numbers', 'pieces', 'lean', 'draw_glyphs',
-           'is_held_out', 'glyph_attributes', 'glyphs', 'caption', 'parse_caption']
+           'HEIGHTS', 'LEANS', 'SHIFTS', 'INK_SPREAD', 'PAPER_SPREAD', 'HELD_OUT_BACKGROUNDS', 'HELD_OUT_COLOURS',
+           'WORDS', 'TEMPLATES', 'TEST_TEMPLATES', 'contrast', 'attribute_names', 'attribute_numbers', 'pieces', 'lean',
+           'shades', 'glyph_covers', 'draw_glyphs', 'is_held_out', 'glyph_attributes', 'glyphs', 'caption',
+           'parse_caption']
 
 # %% ../../nbs/20_glyphs.ipynb #cell-2
 import functools, math, re
@@ -60,12 +61,11 @@ def contrast(
     light = np.where(c <= .04045, c/12.92, ((c + .055)/1.055)**2.4)@(.2126, .7152, .0722)
     return (light.max(0) + .05)/(light.min(0) + .05)
 
-# %% ../../nbs/20_glyphs.ipynb #cell-12
+# %% ../../nbs/20_glyphs.ipynb #5c59f0c9
 MIN_CONTRAST, MIN_DISTANCE = 2., 120. # Of ink and paper; the distance is that of red, green and blue, from 0 to 255
 KIN = MappingProxyType({ # Where each colour is never drawn
     colour: tuple(name for name, paper in BACKGROUNDS.items() if contrast(ink, paper) < MIN_CONTRAST or math.dist(ink, paper) < MIN_DISTANCE)
     for colour, ink in COLOURS.items()})
-_INK, _PAPER = (np.array(list(palette.values()), np.float32) for palette in (COLOURS, BACKGROUNDS)) # (8, 3), (6, 3)
 _KIN = np.array([[name in KIN[colour] for name in BACKGROUNDS] for colour in COLOURS]) # bool (8, 6)
 
 # %% ../../nbs/20_glyphs.ipynb #cell-17
@@ -203,20 +203,36 @@ def _write(attributes, u):
     press = pressure(z[:, :3], (np.arange(64) + .5)/64)
     return middle, length*press + signs.ends[style]*blot*math.sqrt(math.pi/2), blot, half
 
-# %% ../../nbs/20_glyphs.ipynb #cell-52
-def _shade(colours, which, u, spread):
-    "Colours (n, 3), each up to `spread` away from the one it is named after."
-    return (colours[which] + 2*spread*(u - .5)).clip(0, 255)
+# %% ../../nbs/20_glyphs.ipynb #9b190a11
+INK_SPREAD, PAPER_SPREAD = 12, 6 # How far red, green and blue of a shade may be from those it is named after
+
+def shades(
+    palette: Mapping[str, Sequence[float]], # Name to red, green and blue, such as `COLOURS`
+    which: np.ndarray, # (n,) numbers of the names
+    u: np.ndarray,     # float32 (n, 3), from 0 to 1: where between the two ends; .5 is the colour itself
+    spread: float,     # How far each of the three may go, up or down
+) -> np.ndarray: # float32 (n, 3), from 0 to 255
+    "Vary colours a little."
+    return (np.array(list(palette.values()), np.float32)[which] + 2*spread*(u - .5)).clip(0, 255)
+
+def _cover(attributes, seed, index):
+    "Cover (n, 32, 32) of checked attributes."
+    u = hashed_uniform(seed, index, _SHADES + 2*(11 + _signs().alphabet.points[0].size))
+    middle, length, blot, half = (torch.from_numpy(v).float() for v in _write(attributes, u))
+    d = path_distance(middle, length, blot[..., None], SIZE) # (n, 32, 32)
+    return (.5 + (half[..., None] - d)/1.1).clamp(0, 1)
 
 def _draw(attributes, seed, index):
     "Pictures uint8 (n, 3, 32, 32) of checked attributes."
-    u = hashed_uniform(seed, index, _SHADES + 2*(11 + _signs().alphabet.points[0].size))
-    shades = _shade(_INK, attributes[:, 1], u[:, 6:9], 12), _shade(_PAPER, attributes[:, 2], u[:, 9:12], 6)
-    ink, paper = (torch.from_numpy(v)[..., None, None] for v in shades) # (n, 3, 1, 1)
-    middle, length, blot, half = (torch.from_numpy(v).float() for v in _write(attributes, u))
-    d = path_distance(middle, length, blot[..., None], SIZE)[:, None] # (n, 1, 32, 32)
-    cover = (.5 + (half[..., None, None] - d)/1.1).clamp(0, 1)
-    return (paper + cover*(ink - paper)).round().to(torch.uint8)
+    u = hashed_uniform(seed, index, _SHADES)
+    both = shades(COLOURS, attributes[:, 1], u[:, 6:9], INK_SPREAD), shades(BACKGROUNDS, attributes[:, 2], u[:, 9:12], PAPER_SPREAD)
+    ink, paper = (torch.from_numpy(v)[..., None, None] for v in both) # (n, 3, 1, 1)
+    return (paper + _cover(attributes, seed, index)[:, None]*(ink - paper)).round().to(torch.uint8)
+
+def _in_parts(draw, out, attributes, seed, index):
+    "Fill `out` with what `draw` gives, 250 at a time: these fit into the cache."
+    for i in range(0, len(out), 250): out[i:i + 250] = draw(attributes[i:i + 250], seed, index[i:i + 250])
+    return out
 
 def _numbered(index, n):
     "The numbers of `n` pictures as an array, if they are some."
@@ -225,6 +241,15 @@ def _numbered(index, n):
     if n and a.min() < 0: raise ValueError(f"expected an index from 0 up for each picture, got {a.min()}")
     return a
 
+def glyph_covers(
+    attributes: Tensor,     # int64 (n, 7) numbers of the values, in the order of `ATTRIBUTES`
+    seed: int,              # From 0 to 2**64 - 1; another seed, another hand
+    index: Sequence[int] | Tensor, # (n,) numbers of the pictures, from 0 up; another number, another hand
+) -> Tensor: # float32 (n, 32, 32): 0 is paper, 1 is ink
+    "Write pictures without colour; each depends on its attributes, `seed` and its index alone."
+    a, seed = _checked(attributes), whole("seed", seed)
+    return _in_parts(_cover, torch.empty(len(a), SIZE, SIZE), a, seed, _numbered(index, len(a)))
+
 def draw_glyphs(
     attributes: Tensor,     # int64 (n, 7) numbers of the values, in the order of `ATTRIBUTES`
     seed: int,              # From 0 to 2**64 - 1; another seed, another hand
@@ -232,10 +257,7 @@ def draw_glyphs(
 ) -> Tensor: # Pictures uint8 (n, 3, 32, 32)
     "Draw pictures; each depends on its attributes, `seed` and its index alone."
     a, seed = _checked(attributes), whole("seed", seed)
-    index = _numbered(index, len(a))
-    images = torch.empty(len(a), 3, SIZE, SIZE, dtype=torch.uint8)
-    for i in range(0, len(a), 250): images[i:i + 250] = _draw(a[i:i + 250], seed, index[i:i + 250]) # these fit into the cache
-    return images
+    return _in_parts(_draw, torch.empty(len(a), 3, SIZE, SIZE, dtype=torch.uint8), a, seed, _numbered(index, len(a)))
 
 # %% ../../nbs/20_glyphs.ipynb #cell-69
 HELD_OUT_BACKGROUNDS = MappingProxyType({"orange": "pale blue", "green": "cream", "blue": "black", "pink": "maroon"}) # Colour to background
