@@ -68,48 +68,57 @@ KIN = MappingProxyType({ # Where each colour is never drawn
     for colour, ink in COLOURS.items()})
 _KIN = np.array([[name in KIN[colour] for name in BACKGROUNDS] for colour in COLOURS]) # bool (8, 6)
 
-# %% ../../nbs/20_glyphs.ipynb #cell-17
+# %% ../../nbs/20_glyphs.ipynb #d6d58249
 def _array(values):
     "Numbers as an array, and what came, for a message; of what NumPy cannot read, an array without numbers."
     try: a = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     except (TypeError, ValueError): a = np.array(None)
     return a, described(values) if a.dtype == object else f"{a.dtype} of shape {a.shape}"
 
-def _checked(attributes):
-    "Attributes as an array, if they are some."
+def _in_table(attributes, table=ATTRIBUTES):
+    "Attributes as an array, if each is the number of one of its values."
     a, came = _array(attributes)
-    if a.ndim != 2 or a.shape[1] != len(ATTRIBUTES) or a.dtype.kind not in "iu":
-        raise ValueError(f"expected attributes as whole numbers of shape (n, {len(ATTRIBUTES)}), got {came}")
-    for column, (name, values) in zip(a.T, ATTRIBUTES.items()):
+    if a.ndim != 2 or a.shape[1] != len(table) or a.dtype.kind not in "iu":
+        raise ValueError(f"expected attributes as whole numbers of shape (n, {len(table)}), got {came}")
+    for column, (name, values) in zip(a.T, table.items()):
         wrong = column[(column < 0) | (column >= len(values))]
         if len(wrong): raise ValueError(f"{name} must be a number from 0 to {len(values) - 1}, got {wrong[0]}")
+    return a
+
+def _checked(attributes):
+    "Attributes as an array, if they are some that we draw."
+    a = _in_table(attributes)
     kin = a[_KIN[a[:, 1], a[:, 2]]]
     if len(kin):
         colour, background = ATTRIBUTES["colour"][kin[0, 1]], ATTRIBUTES["background"][kin[0, 2]]
         raise ValueError(f"{colour} is never drawn on {', '.join(KIN[colour])}; got it on {background}")
     return a
 
+def _to_names(a, table=ATTRIBUTES):
+    "Rows of numbers as dicts."
+    return [{name: values[i] for (name, values), i in zip(table.items(), row)} for row in a.tolist()]
+
+def _to_numbers(names, table=ATTRIBUTES):
+    "Dicts as rows of numbers; raise unless each has one of its values for each attribute."
+    if isinstance(names, str) or not isinstance(names, Sequence): raise ValueError(f"expected a list with a dict for each picture, got {described(names)}")
+    for row in names:
+        if not isinstance(row, Mapping): raise ValueError(f"expected a dict with an attribute's value under each name, got {row!r}")
+        if row.keys() != table.keys(): raise ValueError(f"expected values for {', '.join(table)}; got {', '.join(map(str, row)) or 'none'}")
+        for name, value in row.items():
+            if value not in table[name]: raise ValueError(f"{name} must be one of {', '.join(table[name])}; got {value!r}")
+    return np.array([[values.index(row[name]) for name, values in table.items()] for row in names], np.int64).reshape(-1, len(table))
+
 def attribute_names(
     attributes: Tensor, # (n, 7) numbers of the values, in the order of `ATTRIBUTES`
 ) -> list[dict[str, str]]: # For each picture, attribute to value
     "Turn the numbers of attributes into names."
-    return [{name: values[i] for (name, values), i in zip(ATTRIBUTES.items(), row)} for row in _checked(attributes).tolist()]
-
-def _check_names(row):
-    "Raise unless a row has one of its values for each attribute."
-    if not isinstance(row, Mapping): raise ValueError(f"expected a dict with an attribute's value under each name, got {row!r}")
-    if row.keys() != ATTRIBUTES.keys(): raise ValueError(f"expected values for {', '.join(ATTRIBUTES)}; got {', '.join(map(str, row)) or 'none'}")
-    for name, value in row.items():
-        if value not in ATTRIBUTES[name]: raise ValueError(f"{name} must be one of {', '.join(ATTRIBUTES[name])}; got {value!r}")
+    return _to_names(_checked(attributes))
 
 def attribute_numbers(
     names: Sequence[Mapping[str, str]], # For each picture, all attributes and their values
 ) -> Tensor: # int64 (n, 7)
     "Turn names of attributes into numbers."
-    if isinstance(names, str) or not isinstance(names, Sequence): raise ValueError(f"expected a list with a dict for each picture, got {described(names)}")
-    for row in names: _check_names(row)
-    numbers = [[values.index(row[name]) for name, values in ATTRIBUTES.items()] for row in names]
-    return torch.from_numpy(_checked(np.array(numbers, np.int64).reshape(-1, len(ATTRIBUTES))))
+    return torch.from_numpy(_checked(_to_numbers(names)))
 
 # %% ../../nbs/20_glyphs.ipynb #cell-23
 def pieces(
