@@ -212,7 +212,7 @@ def _write(attributes, u):
     press = pressure(z[:, :3], (np.arange(64) + .5)/64)
     return middle, length*press + signs.ends[style]*blot*math.sqrt(math.pi/2), blot, half
 
-# %% ../../nbs/20_glyphs.ipynb #9b190a11
+# %% ../../nbs/20_glyphs.ipynb #e4cfb5a8
 INK_SPREAD, PAPER_SPREAD = 12, 6 # How far red, green and blue of a shade may be from those it is named after
 
 def shades(
@@ -238,9 +238,9 @@ def _draw(attributes, seed, index):
     ink, paper = (torch.from_numpy(v)[..., None, None] for v in both) # (n, 3, 1, 1)
     return (paper + _cover(attributes, seed, index)[:, None]*(ink - paper)).round().to(torch.uint8)
 
-def _in_parts(draw, out, attributes, seed, index):
-    "Fill `out` with what `draw` gives, 250 at a time: these fit into the cache."
-    for i in range(0, len(out), 250): out[i:i + 250] = draw(attributes[i:i + 250], seed, index[i:i + 250])
+def _in_parts(draw, out, attributes, seed, index, n=250):
+    "Fill `out` with what `draw` gives, `n` at a time: these fit into the cache."
+    for i in range(0, len(out), n): out[i:i + n] = draw(attributes[i:i + n], seed, index[i:i + n])
     return out
 
 def _numbered(index, n):
