@@ -61,14 +61,14 @@ def contrast(
     light = np.where(c <= .04045, c/12.92, ((c + .055)/1.055)**2.4)@(.2126, .7152, .0722)
     return (light.max(0) + .05)/(light.min(0) + .05)
 
-# %% ../../nbs/20_glyphs.ipynb #5c59f0c9
+# %% ../../nbs/20_glyphs.ipynb #cell-12
 MIN_CONTRAST, MIN_DISTANCE = 2., 120. # Of ink and paper; the distance is that of red, green and blue, from 0 to 255
 KIN = MappingProxyType({ # Where each colour is never drawn
     colour: tuple(name for name, paper in BACKGROUNDS.items() if contrast(ink, paper) < MIN_CONTRAST or math.dist(ink, paper) < MIN_DISTANCE)
     for colour, ink in COLOURS.items()})
 _KIN = np.array([[name in KIN[colour] for name in BACKGROUNDS] for colour in COLOURS]) # bool (8, 6)
 
-# %% ../../nbs/20_glyphs.ipynb #d6d58249
+# %% ../../nbs/20_glyphs.ipynb #cell-17
 def _array(values):
     "Numbers as an array, and what came, for a message; of what NumPy cannot read, an array without numbers."
     try: a = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
@@ -212,7 +212,7 @@ def _write(attributes, u):
     press = pressure(z[:, :3], (np.arange(64) + .5)/64)
     return middle, length*press + signs.ends[style]*blot*math.sqrt(math.pi/2), blot, half
 
-# %% ../../nbs/20_glyphs.ipynb #e4cfb5a8
+# %% ../../nbs/20_glyphs.ipynb #cell-52
 INK_SPREAD, PAPER_SPREAD = 12, 6 # How far red, green and blue of a shade may be from those it is named after
 
 def shades(
@@ -268,7 +268,7 @@ def draw_glyphs(
     a, seed = _checked(attributes), whole("seed", seed)
     return _in_parts(_draw, torch.empty(len(a), 3, SIZE, SIZE, dtype=torch.uint8), a, seed, _numbered(index, len(a)))
 
-# %% ../../nbs/20_glyphs.ipynb #cell-69
+# %% ../../nbs/20_glyphs.ipynb #cell-71
 HELD_OUT_BACKGROUNDS = MappingProxyType({"orange": "pale blue", "green": "cream", "blue": "black", "pink": "maroon"}) # Colour to background
 HELD_OUT_COLOURS = MappingProxyType({thing: ATTRIBUTES["colour"][(3*i + 2) % 8] for i, thing in enumerate(ATTRIBUTES["thing"])}) # Thing to colour
 _HELD_BACKGROUND = np.array([ATTRIBUTES["background"].index(HELD_OUT_BACKGROUNDS[c]) if c in HELD_OUT_BACKGROUNDS else -1 for c in COLOURS]) # (8,)
@@ -301,7 +301,7 @@ def glyph_attributes(
     position = u[:, 0].astype(float) + (u[:, 1] - .5)/2**23 # the second number tells places apart that the first is too coarse for
     return torch.from_numpy(rows[(position*len(rows)).astype(int)])
 
-# %% ../../nbs/20_glyphs.ipynb #cell-95
+# %% ../../nbs/20_glyphs.ipynb #cell-97
 def glyphs(
     n: int,         # How many
     seed: int,      # From 0 to 2**64 - 1
@@ -312,7 +312,7 @@ def glyphs(
     attributes = glyph_attributes(n, seed, start, held_out)
     return draw_glyphs(attributes, seed, np.arange(whole("start", start), int(start) + len(attributes))), attributes
 
-# %% ../../nbs/20_glyphs.ipynb #cell-104
+# %% ../../nbs/20_glyphs.ipynb #cell-106
 WORDS = MappingProxyType({ # For each hole of a template and each value of its attribute, the ways to say it
     "thing": tuple((name, str(i)) for i, name in enumerate(ATTRIBUTES["thing"][:10])) + (
         ("circle", "ring"), ("square", "box"), ("triangle",), ("star",), ("heart",), ("moon", "crescent")),
@@ -327,7 +327,7 @@ WORDS = MappingProxyType({ # For each hole of a template and each value of its a
 })
 _ATTRIBUTE = MappingProxyType({hole: "slant" if hole == "leaning" else hole for hole in WORDS}) # Which attribute fills which hole
 
-# %% ../../nbs/20_glyphs.ipynb #cell-106
+# %% ../../nbs/20_glyphs.ipynb #cell-108
 TEMPLATES = (
     "a[ {size}][ {thickness}][ {colour}] {thing}[ {leaning}][ {place}][ on a {background} background]",
     "a[ {thickness}][ {colour}] {thing}[ {leaning}][ on a {background} background][, {size}][, {place}]",
@@ -352,7 +352,7 @@ TEST_TEMPLATES = (
     "[against {background} ]we see a[ {slant}][ {thickness}][ {colour}] {thing}[ {place}][, and it is {size}]",
 )
 
-# %% ../../nbs/20_glyphs.ipynb #cell-110
+# %% ../../nbs/20_glyphs.ipynb #cell-112
 _PART = re.compile(r"\[([^][]*\{(\w+)\}[^][]*)\]") # Of a template, for one attribute
 
 def _fill(template, words):
@@ -391,7 +391,7 @@ def caption(
     u = hashed_uniform(seed ^ 0x3C6EF372, index, 1 + len(ATTRIBUTES) + len(WORDS))
     return [_say(*v, templates, leave_out) for v in zip(a.tolist(), u.tolist())]
 
-# %% ../../nbs/20_glyphs.ipynb #cell-117
+# %% ../../nbs/20_glyphs.ipynb #cell-119
 _SIDES = {f"{how} {to}{side}": ("slant", side) for how in ("leaning", "slanted", "slanting", "tilted") for to in ("", "to the ") for side in ("left", "right")}
 _OPEN = dict.fromkeys(("leaning", "slanted", "slanting", "tilted"), ("slant", None)) # It leans, but which way?
 _CENTRE = dict.fromkeys(("centre", "center", "centred", "centered"), ("place", "centre"))

@@ -7,7 +7,7 @@ __all__ = ['SCENE_ATTRIBUTES', 'SCENE_SIZE', 'GAP', 'NEAREST', 'KEPT_APART', 'RE
            'SCENE_TEST_TEMPLATES', 'scene_names', 'scene_numbers', 'scene_things', 'draw_scenes', 'is_held_out_scene',
            'scene_attributes', 'scenes', 'SceneTemplate', 'scene_caption', 'parse_scene']
 
-# %% ../../nbs/20b_scenes.ipynb #4efda875
+# %% ../../nbs/20b_scenes.ipynb #cell-2
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ from .glyphs import (
     _KIN, _PART, _THING, _checked, _fill, _held_out, _in_parts, _in_table, _numbered, _say, _to_names, _to_numbers)
 from ..tools.checks import check_share, described
 
-# %% ../../nbs/20b_scenes.ipynb #e9a3079b
+# %% ../../nbs/20b_scenes.ipynb #cell-5
 _OF_A_THING = "thing", "colour", "thickness", "slant", "size" # What a scene says of each thing
 SCENE_ATTRIBUTES = MappingProxyType({ # Names of all values; their order gives the numbers
     "layout": ("alone", "side by side", "one above the other"), "background": ATTRIBUTES["background"],
     **{name: ATTRIBUTES[name] for name in _OF_A_THING}, # of the only thing, or of the left or upper one
     **{f"second_{name}": ("none", *ATTRIBUTES[name]) for name in _OF_A_THING}})
 
-# %% ../../nbs/20b_scenes.ipynb #a1328484
+# %% ../../nbs/20b_scenes.ipynb #cell-9
 _COLUMNS = [list(ATTRIBUTES).index(name) for name in _OF_A_THING] # Where the first world has them
 
 def _things(a):
@@ -69,7 +69,7 @@ def scene_things(
     "Take scenes apart into the things of the first world, each in the centre."
     return torch.from_numpy(_things(_checked_scenes(attributes)))
 
-# %% ../../nbs/20b_scenes.ipynb #e3a150c0
+# %% ../../nbs/20b_scenes.ipynb #cell-19
 SCENE_SIZE = 64 # Pixels along a side of a scene
 GAP = 3         # Least number of pixels without ink between two things
 NEAREST = 16    # Least distance of their boxes, in pixels
@@ -86,7 +86,7 @@ def _offsets(layout, covers, u):
         offsets[pairs, 0, axis], offsets[pairs, 1, axis] = p, q + apart
     return offsets
 
-# %% ../../nbs/20b_scenes.ipynb #6fe77d01
+# %% ../../nbs/20b_scenes.ipynb #cell-24
 _HANDS = 0x510E527F, 0x9B05688C # What each thing's hand changes in the seed
 
 def _draw_scenes(a, seed, index):
@@ -115,7 +115,7 @@ def draw_scenes(
     images = torch.empty(len(a), 3, SCENE_SIZE, SCENE_SIZE, dtype=torch.uint8)
     return _in_parts(_draw_scenes, images, a, seed, _numbered(index, len(a)), 125)
 
-# %% ../../nbs/20b_scenes.ipynb #13a47216
+# %% ../../nbs/20b_scenes.ipynb #cell-32
 KEPT_APART = MappingProxyType({thing: ATTRIBUTES["thing"][(7 - i) % 16] for i, thing in enumerate(ATTRIBUTES["thing"])}) # Thing to the one it never meets in training
 _APART = np.array([ATTRIBUTES["thing"].index(thing) for thing in KEPT_APART.values()]) # (16,)
 
@@ -130,7 +130,7 @@ def is_held_out_scene(
     "Tell which scenes are kept away from training."
     return torch.from_numpy(_held_out_scenes(_checked_scenes(attributes)))
 
-# %% ../../nbs/20b_scenes.ipynb #0eeefcfa
+# %% ../../nbs/20b_scenes.ipynb #cell-36
 _SIDES = np.array([len(values) - (values[0] == "none") for values in SCENE_ATTRIBUTES.values()]) # Of the die for each attribute
 
 def _proposals(layout, seed, index):
@@ -147,7 +147,7 @@ def _wanted(a, held_out):
     kin = _KIN[things[..., 1], things[..., 2]] & (things[..., 0] >= 0) # (n, 2)
     return ~kin.any(1) & (_held_out_scenes(a) == held_out)
 
-# %% ../../nbs/20b_scenes.ipynb #77e80178
+# %% ../../nbs/20b_scenes.ipynb #cell-39
 def scene_attributes(
     n: int,        # How many
     seed: int,     # From 0 to 2**64 - 1
@@ -167,7 +167,7 @@ def scene_attributes(
         todo, attempt = todo[~good], attempt + 1
     return torch.from_numpy(scenes)
 
-# %% ../../nbs/20b_scenes.ipynb #06c86c0f
+# %% ../../nbs/20b_scenes.ipynb #cell-47
 def scenes(
     n: int,         # How many
     seed: int,      # From 0 to 2**64 - 1
@@ -178,7 +178,7 @@ def scenes(
     attributes = scene_attributes(n, seed, start, held_out)
     return draw_scenes(attributes, seed, np.arange(whole("start", start), int(start) + len(attributes))), attributes
 
-# %% ../../nbs/20b_scenes.ipynb #ade3801d
+# %% ../../nbs/20b_scenes.ipynb #cell-60
 RELATIONS = MappingProxyType({ # For each layout with two things: where the first is, seen from the second, and where the second is, seen from the first
     "side by side": (("to the left of", "left of", "on the left of"), ("to the right of", "right of", "on the right of")),
     "one above the other": (("above", "over", "on top of"), ("below", "under", "underneath"))})
@@ -200,7 +200,7 @@ class SceneTemplate:
             if any(m[2] not in may or m[1].count("{") > 1 for m in parts) or sorted(re.findall(r"\{(\w+)\}", rest)) != must or set("[]{}") & set(re.sub(r"\{\w+\}", "", rest)):
                 raise ValueError(f"expected {_as_holes(must)} once each, and in square brackets of their own any of {_as_holes(may)}; got {text!r}")
 
-# %% ../../nbs/20b_scenes.ipynb #ddc7c302
+# %% ../../nbs/20b_scenes.ipynb #cell-62
 SCENE_TEMPLATES = tuple(SceneTemplate(*texts) for texts in (
     ("a[ {size}][ {slant}][ {thickness}][ {colour}] {thing}", "{one} {relation} {other}[ on a {background} background]", "{one}[ on a {background} background]"),
     ("a[ {size}][ {thickness}][ {slant}] {thing}[ in {colour}]", "[on {background} paper, ]{one} {relation} {other}", "[on {background} paper, ]{one}"),
@@ -222,7 +222,7 @@ SCENE_TEST_TEMPLATES = tuple(SceneTemplate(*texts) for texts in (
     ("a[ {size}][ {thickness}][ {slant}] {thing}[ coloured {colour}]", "[against {background} ]we see {one} {relation} {other}", "[against {background} ]we see {one}"),
     ("[{colour} ][{thickness} ][{slant} ][{size} ]{thing}", "[{background} page: ]{other} stands here, {relation} it stands {one}", "[{background} page: ]here stands {one}")))
 
-# %% ../../nbs/20b_scenes.ipynb #8e5abfa3
+# %% ../../nbs/20b_scenes.ipynb #cell-65
 _PER_THING = 1 + len(ATTRIBUTES) + len(WORDS) # Random numbers that `_say` takes
 
 def _say_scene(layout, background, things, u, templates, leave_out):
@@ -253,7 +253,7 @@ def scene_caption(
     u = hashed_uniform(seed ^ 0xCBBB9D5D, index, 5 + 2*_PER_THING).tolist()
     return [_say_scene(*v, templates, leave_out) for v in zip(*a[:, :2].T.tolist(), _things(a).tolist(), u)]
 
-# %% ../../nbs/20b_scenes.ipynb #cabe79e5
+# %% ../../nbs/20b_scenes.ipynb #cell-71
 _STANDS = MappingProxyType({phrase: (layout, side) for layout, both in RELATIONS.items() for side, ways in enumerate(both) for phrase in ways})
 _RELATION = re.compile(rf"\b({'|'.join(sorted(_STANDS, key=len, reverse=True))})\b( it\b)?") # the longest first
 _NAME = re.compile(rf"(?<![\w-]){_THING}(?![\w-])")
