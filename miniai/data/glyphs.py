@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['GLYPH_STYLES', 'COLOURS', 'BACKGROUNDS', 'ATTRIBUTES', 'MIN_CONTRAST', 'MIN_DISTANCE', 'KIN', 'SIZE', 'HALF_WIDTHS',
-           'HEIGHTS', 'LEANS', 'SHIFTS', 'HELD_OUT_BACKGROUNDS', 'HELD_OUT_COLOURS', 'WORDS', 'TEMPLATES',
-           'TEST_TEMPLATES', 'GLYPHS', 'contrast', 'attribute_names', 'attribute_numbers', 'pieces', 'lean',
-           'draw_glyphs', 'is_held_out', 'glyph_attributes', 'glyphs', 'caption', 'parse_caption', 'World']
+           'HEIGHTS', 'LEANS', 'SHIFTS', 'INK_SPREAD', 'PAPER_SPREAD', 'HELD_OUT_BACKGROUNDS', 'HELD_OUT_COLOURS',
+           'WORDS', 'TEMPLATES', 'TEST_TEMPLATES', 'GLYPHS', 'contrast', 'attribute_names', 'attribute_numbers',
+           'pieces', 'lean', 'shades', 'glyph_covers', 'draw_glyphs', 'is_held_out', 'glyph_attributes', 'glyphs',
+           'caption', 'parse_caption', 'World']
 
 # %% ../../nbs/20_glyphs.ipynb #cell-2
 import functools, math, re
@@ -65,7 +66,6 @@ MIN_CONTRAST, MIN_DISTANCE = 2., 120. # Of ink and paper; the distance is that o
 KIN = MappingProxyType({ # Where each colour is never drawn
     colour: tuple(name for name, paper in BACKGROUNDS.items() if contrast(ink, paper) < MIN_CONTRAST or math.dist(ink, paper) < MIN_DISTANCE)
     for colour, ink in COLOURS.items()})
-_INK, _PAPER = (np.array(list(palette.values()), np.float32) for palette in (COLOURS, BACKGROUNDS)) # (8, 3), (6, 3)
 _KIN = np.array([[name in KIN[colour] for name in BACKGROUNDS] for colour in COLOURS]) # bool (8, 6)
 
 # %% ../../nbs/20_glyphs.ipynb #cell-17
@@ -75,41 +75,50 @@ def _array(values):
     except (TypeError, ValueError): a = np.array(None)
     return a, described(values) if a.dtype == object else f"{a.dtype} of shape {a.shape}"
 
-def _checked(attributes):
-    "Attributes as an array, if they are some."
+def _in_table(attributes, table=ATTRIBUTES):
+    "Attributes as an array, if each is the number of one of its values."
     a, came = _array(attributes)
-    if a.ndim != 2 or a.shape[1] != len(ATTRIBUTES) or a.dtype.kind not in "iu":
-        raise ValueError(f"expected attributes as whole numbers of shape (n, {len(ATTRIBUTES)}), got {came}")
-    for column, (name, values) in zip(a.T, ATTRIBUTES.items()):
+    if a.ndim != 2 or a.shape[1] != len(table) or a.dtype.kind not in "iu":
+        raise ValueError(f"expected attributes as whole numbers of shape (n, {len(table)}), got {came}")
+    for column, (name, values) in zip(a.T, table.items()):
         wrong = column[(column < 0) | (column >= len(values))]
         if len(wrong): raise ValueError(f"{name} must be a number from 0 to {len(values) - 1}, got {wrong[0]}")
+    return a
+
+def _checked(attributes):
+    "Attributes as an array, if they are some that we draw."
+    a = _in_table(attributes)
     kin = a[_KIN[a[:, 1], a[:, 2]]]
     if len(kin):
         colour, background = ATTRIBUTES["colour"][kin[0, 1]], ATTRIBUTES["background"][kin[0, 2]]
         raise ValueError(f"{colour} is never drawn on {', '.join(KIN[colour])}; got it on {background}")
     return a
 
+def _to_names(a, table=ATTRIBUTES):
+    "Rows of numbers as dicts."
+    return [{name: values[i] for (name, values), i in zip(table.items(), row)} for row in a.tolist()]
+
+def _to_numbers(names, table=ATTRIBUTES):
+    "Dicts as rows of numbers; raise unless each has one of its values for each attribute."
+    if isinstance(names, str) or not isinstance(names, Sequence): raise ValueError(f"expected a list with a dict for each picture, got {described(names)}")
+    for row in names:
+        if not isinstance(row, Mapping): raise ValueError(f"expected a dict with an attribute's value under each name, got {row!r}")
+        if row.keys() != table.keys(): raise ValueError(f"expected values for {', '.join(table)}; got {', '.join(map(str, row)) or 'none'}")
+        for name, value in row.items():
+            if value not in table[name]: raise ValueError(f"{name} must be one of {', '.join(table[name])}; got {value!r}")
+    return np.array([[values.index(row[name]) for name, values in table.items()] for row in names], np.int64).reshape(-1, len(table))
+
 def attribute_names(
     attributes: Tensor, # (n, 7) numbers of the values, in the order of `ATTRIBUTES`
 ) -> list[dict[str, str]]: # For each picture, attribute to value
     "Turn the numbers of attributes into names."
-    return [{name: values[i] for (name, values), i in zip(ATTRIBUTES.items(), row)} for row in _checked(attributes).tolist()]
-
-def _check_names(row):
-    "Raise unless a row has one of its values for each attribute."
-    if not isinstance(row, Mapping): raise ValueError(f"expected a dict with an attribute's value under each name, got {row!r}")
-    if row.keys() != ATTRIBUTES.keys(): raise ValueError(f"expected values for {', '.join(ATTRIBUTES)}; got {', '.join(map(str, row)) or 'none'}")
-    for name, value in row.items():
-        if value not in ATTRIBUTES[name]: raise ValueError(f"{name} must be one of {', '.join(ATTRIBUTES[name])}; got {value!r}")
+    return _to_names(_checked(attributes))
 
 def attribute_numbers(
     names: Sequence[Mapping[str, str]], # For each picture, all attributes and their values
 ) -> Tensor: # int64 (n, 7)
     "Turn names of attributes into numbers."
-    if isinstance(names, str) or not isinstance(names, Sequence): raise ValueError(f"expected a list with a dict for each picture, got {described(names)}")
-    for row in names: _check_names(row)
-    numbers = [[values.index(row[name]) for name, values in ATTRIBUTES.items()] for row in names]
-    return torch.from_numpy(_checked(np.array(numbers, np.int64).reshape(-1, len(ATTRIBUTES))))
+    return torch.from_numpy(_checked(_to_numbers(names)))
 
 # %% ../../nbs/20_glyphs.ipynb #cell-23
 def pieces(
@@ -204,19 +213,35 @@ def _write(attributes, u):
     return middle, length*press + signs.ends[style]*blot*math.sqrt(math.pi/2), blot, half
 
 # %% ../../nbs/20_glyphs.ipynb #cell-52
-def _shade(colours, which, u, spread):
-    "Colours (n, 3), each up to `spread` away from the one it is named after."
-    return (colours[which] + 2*spread*(u - .5)).clip(0, 255)
+INK_SPREAD, PAPER_SPREAD = 12, 6 # How far red, green and blue of a shade may be from those it is named after
+
+def shades(
+    palette: Mapping[str, Sequence[float]], # Name to red, green and blue, such as `COLOURS`
+    which: np.ndarray, # (n,) numbers of the names
+    u: np.ndarray,     # float32 (n, 3), from 0 to 1: where between the two ends; .5 is the colour itself
+    spread: float,     # How far each of the three may go, up or down
+) -> np.ndarray: # float32 (n, 3), from 0 to 255
+    "Vary colours a little."
+    return (np.array(list(palette.values()), np.float32)[which] + 2*spread*(u - .5)).clip(0, 255)
+
+def _cover(attributes, seed, index):
+    "Cover (n, 32, 32) of checked attributes."
+    u = hashed_uniform(seed, index, _SHADES + 2*(11 + _signs().alphabet.points[0].size))
+    middle, length, blot, half = (torch.from_numpy(v).float() for v in _write(attributes, u))
+    d = path_distance(middle, length, blot[..., None], SIZE) # (n, 32, 32)
+    return (.5 + (half[..., None] - d)/1.1).clamp(0, 1)
 
 def _draw(attributes, seed, index):
     "Pictures uint8 (n, 3, 32, 32) of checked attributes."
-    u = hashed_uniform(seed, index, _SHADES + 2*(11 + _signs().alphabet.points[0].size))
-    shades = _shade(_INK, attributes[:, 1], u[:, 6:9], 12), _shade(_PAPER, attributes[:, 2], u[:, 9:12], 6)
-    ink, paper = (torch.from_numpy(v)[..., None, None] for v in shades) # (n, 3, 1, 1)
-    middle, length, blot, half = (torch.from_numpy(v).float() for v in _write(attributes, u))
-    d = path_distance(middle, length, blot[..., None], SIZE)[:, None] # (n, 1, 32, 32)
-    cover = (.5 + (half[..., None, None] - d)/1.1).clamp(0, 1)
-    return (paper + cover*(ink - paper)).round().to(torch.uint8)
+    u = hashed_uniform(seed, index, _SHADES)
+    both = shades(COLOURS, attributes[:, 1], u[:, 6:9], INK_SPREAD), shades(BACKGROUNDS, attributes[:, 2], u[:, 9:12], PAPER_SPREAD)
+    ink, paper = (torch.from_numpy(v)[..., None, None] for v in both) # (n, 3, 1, 1)
+    return (paper + _cover(attributes, seed, index)[:, None]*(ink - paper)).round().to(torch.uint8)
+
+def _in_parts(draw, out, attributes, seed, index, n=250):
+    "Fill `out` with what `draw` gives, `n` at a time: these fit into the cache."
+    for i in range(0, len(out), n): out[i:i + n] = draw(attributes[i:i + n], seed, index[i:i + n])
+    return out
 
 def _numbered(index, n):
     "The numbers of `n` pictures as an array, if they are some."
@@ -225,6 +250,15 @@ def _numbered(index, n):
     if n and a.min() < 0: raise ValueError(f"expected an index from 0 up for each picture, got {a.min()}")
     return a
 
+def glyph_covers(
+    attributes: Tensor,     # int64 (n, 7) numbers of the values, in the order of `ATTRIBUTES`
+    seed: int,              # From 0 to 2**64 - 1; another seed, another hand
+    index: Sequence[int] | Tensor, # (n,) numbers of the pictures, from 0 up; another number, another hand
+) -> Tensor: # float32 (n, 32, 32): 0 is paper, 1 is ink
+    "Write pictures without colour; each depends on its attributes, `seed` and its index alone."
+    a, seed = _checked(attributes), whole("seed", seed)
+    return _in_parts(_cover, torch.empty(len(a), SIZE, SIZE), a, seed, _numbered(index, len(a)))
+
 def draw_glyphs(
     attributes: Tensor,     # int64 (n, 7) numbers of the values, in the order of `ATTRIBUTES`
     seed: int,              # From 0 to 2**64 - 1; another seed, another hand
@@ -232,12 +266,9 @@ def draw_glyphs(
 ) -> Tensor: # Pictures uint8 (n, 3, 32, 32)
     "Draw pictures; each depends on its attributes, `seed` and its index alone."
     a, seed = _checked(attributes), whole("seed", seed)
-    index = _numbered(index, len(a))
-    images = torch.empty(len(a), 3, SIZE, SIZE, dtype=torch.uint8)
-    for i in range(0, len(a), 250): images[i:i + 250] = _draw(a[i:i + 250], seed, index[i:i + 250]) # these fit into the cache
-    return images
+    return _in_parts(_draw, torch.empty(len(a), 3, SIZE, SIZE, dtype=torch.uint8), a, seed, _numbered(index, len(a)))
 
-# %% ../../nbs/20_glyphs.ipynb #cell-69
+# %% ../../nbs/20_glyphs.ipynb #cell-71
 HELD_OUT_BACKGROUNDS = MappingProxyType({"orange": "pale blue", "green": "cream", "blue": "black", "pink": "maroon"}) # Colour to background
 HELD_OUT_COLOURS = MappingProxyType({thing: ATTRIBUTES["colour"][(3*i + 2) % 8] for i, thing in enumerate(ATTRIBUTES["thing"])}) # Thing to colour
 _HELD_BACKGROUND = np.array([ATTRIBUTES["background"].index(HELD_OUT_BACKGROUNDS[c]) if c in HELD_OUT_BACKGROUNDS else -1 for c in COLOURS]) # (8,)
@@ -270,7 +301,7 @@ def glyph_attributes(
     position = u[:, 0].astype(float) + (u[:, 1] - .5)/2**23 # the second number tells places apart that the first is too coarse for
     return torch.from_numpy(rows[(position*len(rows)).astype(int)])
 
-# %% ../../nbs/20_glyphs.ipynb #cell-95
+# %% ../../nbs/20_glyphs.ipynb #cell-97
 def glyphs(
     n: int,         # How many
     seed: int,      # From 0 to 2**64 - 1
@@ -281,7 +312,7 @@ def glyphs(
     attributes = glyph_attributes(n, seed, start, held_out)
     return draw_glyphs(attributes, seed, np.arange(whole("start", start), int(start) + len(attributes))), attributes
 
-# %% ../../nbs/20_glyphs.ipynb #cell-104
+# %% ../../nbs/20_glyphs.ipynb #cell-106
 WORDS = MappingProxyType({ # For each hole of a template and each value of its attribute, the ways to say it
     "thing": tuple((name, str(i)) for i, name in enumerate(ATTRIBUTES["thing"][:10])) + (
         ("circle", "ring"), ("square", "box"), ("triangle",), ("star",), ("heart",), ("moon", "crescent")),
@@ -296,7 +327,7 @@ WORDS = MappingProxyType({ # For each hole of a template and each value of its a
 })
 _ATTRIBUTE = MappingProxyType({hole: "slant" if hole == "leaning" else hole for hole in WORDS}) # Which attribute fills which hole
 
-# %% ../../nbs/20_glyphs.ipynb #cell-106
+# %% ../../nbs/20_glyphs.ipynb #cell-108
 TEMPLATES = (
     "a[ {size}][ {thickness}][ {colour}] {thing}[ {leaning}][ {place}][ on a {background} background]",
     "a[ {thickness}][ {colour}] {thing}[ {leaning}][ on a {background} background][, {size}][, {place}]",
@@ -321,7 +352,7 @@ TEST_TEMPLATES = (
     "[against {background} ]we see a[ {slant}][ {thickness}][ {colour}] {thing}[ {place}][, and it is {size}]",
 )
 
-# %% ../../nbs/20_glyphs.ipynb #cell-110
+# %% ../../nbs/20_glyphs.ipynb #cell-112
 _PART = re.compile(r"\[([^][]*\{(\w+)\}[^][]*)\]") # Of a template, for one attribute
 
 def _fill(template, words):
@@ -360,7 +391,7 @@ def caption(
     u = hashed_uniform(seed ^ 0x3C6EF372, index, 1 + len(ATTRIBUTES) + len(WORDS))
     return [_say(*v, templates, leave_out) for v in zip(a.tolist(), u.tolist())]
 
-# %% ../../nbs/20_glyphs.ipynb #cell-117
+# %% ../../nbs/20_glyphs.ipynb #cell-119
 _SIDES = {f"{how} {to}{side}": ("slant", side) for how in ("leaning", "slanted", "slanting", "tilted") for to in ("", "to the ") for side in ("left", "right")}
 _OPEN = dict.fromkeys(("leaning", "slanted", "slanting", "tilted"), ("slant", None)) # It leans, but which way?
 _CENTRE = dict.fromkeys(("centre", "center", "centred", "centered"), ("place", "centre"))
@@ -399,7 +430,7 @@ def parse_caption(
     if "thing" not in found: raise ValueError(f"expected one of {', '.join(ATTRIBUTES['thing'])}; found none in {text!r}")
     return {name: found[name] for name in ATTRIBUTES if name in found}
 
-# %% ../../nbs/20_glyphs.ipynb #66dd848a
+# %% ../../nbs/20_glyphs.ipynb #cb6df29c
 @dataclass(frozen=True)
 class World:
     "A picture world, as those see it who learn from it."

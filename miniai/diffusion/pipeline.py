@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULERS', 'NOT_FOLLOWED', 'shipped_checkpoint', 'SchedulerInfo', 'Plan', 'make_plan', 'guide_both',
            'StableDiffusion', 'diffusers_pipeline', 'followed', 'bench_pipeline']
 
-# %% ../../nbs/24_stable_diffusion.ipynb #1a35b229
+# %% ../../nbs/24_stable_diffusion.ipynb #19ec776a
 import contextlib
 import io
 import math
@@ -37,7 +37,7 @@ def shipped_checkpoint() -> Path: # A folder in the layout of diffusers
     if not folder.is_dir(): raise ValueError(f"no checkpoint comes with this package: {folder} is missing")
     return folder
 
-# %% ../../nbs/24_stable_diffusion.ipynb #4098432c
+# %% ../../nbs/24_stable_diffusion.ipynb #a11088cf
 class SchedulerInfo(NamedTuple):
     "What a scheduler of diffusers does, in our terms."
     sampler: str # A key of `SAMPLERS`
@@ -106,7 +106,7 @@ def guide_both(
         return torch.lerp(free, asked, float(scale))
     return guided
 
-# %% ../../nbs/24_stable_diffusion.ipynb #66b0acb3
+# %% ../../nbs/24_stable_diffusion.ipynb #59c13bf8
 def _texts(what, texts, n=None):
     "Texts as a list, one alone `n` times; `ValueError` if they are something else."
     texts = [texts]*(n or 1) if isinstance(texts, str) else texts
@@ -221,7 +221,7 @@ def diffusers_pipeline(
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
-# %% ../../nbs/24_stable_diffusion.ipynb #af004c14
+# %% ../../nbs/24_stable_diffusion.ipynb #d9e3487a
 def followed(
     draw: Callable[..., Tensor], # From a list of prompts, and `seed` of the first, to pictures uint8 (b, 3, 32, 32)
     judge: Callable[[Tensor], Tensor], # From pictures to their attributes, int64 (b, 7)
