@@ -430,7 +430,7 @@ def parse_caption(
     if "thing" not in found: raise ValueError(f"expected one of {', '.join(ATTRIBUTES['thing'])}; found none in {text!r}")
     return {name: found[name] for name in ATTRIBUTES if name in found}
 
-# %% ../../nbs/20_glyphs.ipynb #cb6df29c
+# %% ../../nbs/20_glyphs.ipynb #cell-133
 @dataclass(frozen=True)
 class World:
     "A picture world, as those see it who learn from it."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCENE_ATTRIBUTES', 'SCENE_SIZE', 'GAP', 'NEAREST', 'KEPT_APART', 'RELATIONS', 'SCENE_TEMPLATES',
-           'SCENE_TEST_TEMPLATES', 'scene_names', 'scene_numbers', 'scene_things', 'draw_scenes', 'is_held_out_scene',
-           'scene_attributes', 'scenes', 'SceneTemplate', 'scene_caption', 'parse_scene']
+           'SCENE_TEST_TEMPLATES', 'SCENES', 'scene_names', 'scene_numbers', 'scene_things', 'draw_scenes',
+           'is_held_out_scene', 'scene_attributes', 'scenes', 'SceneTemplate', 'scene_caption', 'parse_scene']
 
 # %% ../../nbs/20b_scenes.ipynb #cell-2
 import re
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .datasets import hashed_uniform, whole
 from .glyphs import (
-    ATTRIBUTES, BACKGROUNDS, COLOURS, INK_SPREAD, PAPER_SPREAD, SIZE, WORDS, glyph_covers, parse_caption, shades,
+    ATTRIBUTES, BACKGROUNDS, COLOURS, INK_SPREAD, PAPER_SPREAD, SIZE, WORDS, World, glyph_covers, parse_caption, shades,
     _KIN, _PART, _THING, _checked, _fill, _held_out, _in_parts, _in_table, _numbered, _say, _to_names, _to_numbers)
 from ..tools.checks import check_share, described
 
@@ -274,3 +274,8 @@ def parse_scene(
     if len(papers) > 1: raise ValueError(f"expected one background, got {' and '.join(sorted(papers))} in {text!r}")
     found = {"layout": layout} | first | {f"second_{k}": v for k, v in second.items()} | ({"background": next(iter(papers), None)} if said else {})
     return {name: found[name] for name in SCENE_ATTRIBUTES if name in found}
+
+# %% ../../nbs/20b_scenes.ipynb #cell-82
+_SPOKEN = " ".join([*(re.sub(r"\{\w+\}", "", text) for t in SCENE_TEMPLATES for text in (t.thing, t.pair, t.alone)),
+    *(way for hole in ("thing", "background", *_SAID_OF_IT) for row in WORDS[hole] for way in row), *(way for both in RELATIONS.values() for ways in both for way in ways)])
+SCENES = World("scenes", SCENE_SIZE, SCENE_ATTRIBUTES, frozenset(re.findall("[a-z]+", _SPOKEN)) | {"an"}, SCENE_TEMPLATES, SCENE_TEST_TEMPLATES, scene_attributes, draw_scenes, scene_caption)

@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULERS', 'NOT_FOLLOWED', 'shipped_checkpoint', 'SchedulerInfo', 'Plan', 'make_plan', 'guide_both',
            'StableDiffusion', 'diffusers_pipeline', 'followed', 'bench_pipeline']
 
-# %% ../../nbs/24_stable_diffusion.ipynb #19ec776a
+# %% ../../nbs/24_stable_diffusion.ipynb #cell-2
 import contextlib
 import io
 import math
@@ -37,7 +37,7 @@ def shipped_checkpoint() -> Path: # A folder in the layout of diffusers
     if not folder.is_dir(): raise ValueError(f"no checkpoint comes with this package: {folder} is missing")
     return folder
 
-# %% ../../nbs/24_stable_diffusion.ipynb #a11088cf
+# %% ../../nbs/24_stable_diffusion.ipynb #cell-29
 class SchedulerInfo(NamedTuple):
     "What a scheduler of diffusers does, in our terms."
     sampler: str # A key of `SAMPLERS`
@@ -94,7 +94,7 @@ def make_plan(
     largest = sigmas[0].item()
     return Plan(take, sigmas, largest if info.in_sigma and spacing != "leading" else math.sqrt(1 + largest**2))
 
-# %% ../../nbs/24_stable_diffusion.ipynb #cell-36
+# %% ../../nbs/24_stable_diffusion.ipynb #cell-37
 def guide_both(
     denoise: Denoiser, # Guesses for 2b: the first b without what was asked for, the others with it
     scale: float, # Guidance scale, 0 or more
@@ -106,7 +106,7 @@ def guide_both(
         return torch.lerp(free, asked, float(scale))
     return guided
 
-# %% ../../nbs/24_stable_diffusion.ipynb #59c13bf8
+# %% ../../nbs/24_stable_diffusion.ipynb #cell-40
 def _texts(what, texts, n=None):
     "Texts as a list, one alone `n` times; `ValueError` if they are something else."
     texts = [texts]*(n or 1) if isinstance(texts, str) else texts
@@ -194,8 +194,8 @@ class StableDiffusion(Parts):
         "Draw a picture for each prompt."
         prompts = _texts("prompts", prompts)
         if not all(p.strip() for p in prompts): raise ValueError(f"expected a prompt that says what to draw, got {next(p for p in prompts if not p.strip())!r}")
-        for name, f in (("callback", callback), ("bar", bar)):
-            if not callable(f) and f is not callback: raise ValueError(f"expected {name} to be a function, got {f!r}")
+        if not callable(bar): raise ValueError(f"expected bar to be a function, got {bar!r}")
+        if callback is not None and not callable(callback): raise ValueError(f"expected callback to be a function, got {callback!r}")
         check_whole(0, seed=seed)
         if seed + len(prompts) > 2**63: raise ValueError(f"expected seeds below {2**63}, got {seed} for the first of {len(prompts)}")
         plan, shape = make_plan(self.scheduler, steps, sampler), self.code_shape(size)
@@ -209,7 +209,7 @@ class StableDiffusion(Parts):
         "Draw a picture for each prompt, in a form in which it can be saved."
         return [PIL.Image.fromarray(p.permute(1, 2, 0).numpy()) for p in self.draw(prompts, **options)]
 
-# %% ../../nbs/24_stable_diffusion.ipynb #cell-61
+# %% ../../nbs/24_stable_diffusion.ipynb #cell-62
 def diffusers_pipeline(
     folder: str | os.PathLike, # A checkpoint
 ) -> Any: # A `diffusers.StableDiffusionPipeline` with numbers of 32 bits; needs diffusers and transformers
@@ -221,7 +221,7 @@ def diffusers_pipeline(
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
-# %% ../../nbs/24_stable_diffusion.ipynb #d9e3487a
+# %% ../../nbs/24_stable_diffusion.ipynb #cell-67
 def followed(
     draw: Callable[..., Tensor], # From a list of prompts, and `seed` of the first, to pictures uint8 (b, 3, 32, 32)
     judge: Callable[[Tensor], Tensor], # From pictures to their attributes, int64 (b, 7)
@@ -233,7 +233,7 @@ def followed(
     pictures = torch.cat([draw(list(prompts[i:i + bs]), seed=i) for i in range(0, len(prompts), bs)])
     return judge(pictures) == attributes, pictures
 
-# %% ../../nbs/24_stable_diffusion.ipynb #cell-84
+# %% ../../nbs/24_stable_diffusion.ipynb #cell-86
 def bench_pipeline(
     rounds: int = 12, # Measurements of each
     n: int = 4, # Pictures
