@@ -93,6 +93,7 @@ RECIPES = { # Name to the module and class of a training
     "judge": ("miniai.training.judge", "GlyphJudge"),
     "vae": ("miniai.diffusion.vae_recipes", "VAE"),
     "clip": ("miniai.diffusion.clip_recipes", "GlyphCLIP"),
+    "reader": ("miniai.diffusion.clip_recipes", "GlyphReader"),
     "unet": ("miniai.diffusion.text_recipes", "GlyphUNet"),
 }
 DRAWINGS = { # Name to the module and class of what can be drawn
@@ -175,7 +176,7 @@ class Commands:
 
     @fire.decorators.SetParseFn(_as_typed)
     def train(self,
-        recipe: str, # fashion_mnist, mnist, ddpm, judge, vae, clip or unet
+        recipe: str, # fashion_mnist, mnist, ddpm, judge, vae, clip, reader or unet
         **options, # Those of the recipe, such as `--epochs 5 --out DIR --seed 0 --resume`; `miniai train fashion_mnist --help` lists them
     ) -> Job:
         "Train a model; checkpoint, log, weights and plot go to a folder (--out DIR)."

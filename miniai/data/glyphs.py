@@ -7,11 +7,11 @@ __all__ = ['GLYPH_STYLES', 'COLOURS', 'BACKGROUNDS', 'ATTRIBUTES', 'MIN_CONTRAST
            'HEIGHTS', 'LEANS', 'SHIFTS', 'INK_SPREAD', 'PAPER_SPREAD', 'HELD_OUT_BACKGROUNDS', 'HELD_OUT_COLOURS',
            'WORDS', 'TEMPLATES', 'TEST_TEMPLATES', 'GLYPHS', 'contrast', 'attribute_names', 'attribute_numbers',
            'pieces', 'lean', 'shades', 'glyph_covers', 'draw_glyphs', 'is_held_out', 'glyph_attributes', 'glyphs',
-           'caption', 'parse_caption', 'World']
+           'caption', 'parse_caption', 'World', 'words_of']
 
 # %% ../../nbs/20_glyphs.ipynb #cell-2
 import functools, math, re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -438,6 +438,7 @@ class World:
     size: int # Pixels along a side of a picture
     attributes: Mapping[str, tuple[str, ...]] # Names of all values of each attribute; their order gives the numbers
     words: frozenset[str] # All words from which captions for training are made, small letters a to z
+    telling: frozenset[str] # Those of them that are said for the value of an attribute, and for nothing else
     templates: Sequence # Of captions, for training
     test_templates: Sequence # Others, kept for tests
     choose: Callable[..., Tensor] # From (n, seed, start=0, held_out=False) to attributes int64 (n, k), like `glyph_attributes`
@@ -469,5 +470,11 @@ class World:
         attributes = self.choose(n, seed, held_out=held_out)
         return self.caption(attributes, seed, range(n), self.templates if templates is None else templates, leave_out=0.), attributes
 
-_SPOKEN = " ".join([*(re.sub(r"\{\w+\}", "", t) for t in TEMPLATES), *(way for rows in WORDS.values() for row in rows for way in row)])
-GLYPHS = World("glyphs", SIZE, ATTRIBUTES, frozenset(re.findall("[a-z]+", _SPOKEN)) | {"an"}, TEMPLATES, TEST_TEMPLATES, glyph_attributes, draw_glyphs, caption)
+def words_of(
+    texts: Iterable[str], # Sentences or phrases; holes of templates do not count
+) -> frozenset[str]: # Of the small letters a to z
+    "Collect all words."
+    return frozenset(word for text in texts for word in re.findall("[a-z]+", re.sub(r"\{\w+\}", "", text)))
+
+_FRAMES, _VALUES = words_of(TEMPLATES) | {"an"}, words_of(way for rows in WORDS.values() for row in rows for way in row)
+GLYPHS = World("glyphs", SIZE, ATTRIBUTES, _FRAMES | _VALUES, _VALUES - _FRAMES, TEMPLATES, TEST_TEMPLATES, glyph_attributes, draw_glyphs, caption)

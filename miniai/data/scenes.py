@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .datasets import hashed_uniform, whole
 from .glyphs import (
-    ATTRIBUTES, BACKGROUNDS, COLOURS, INK_SPREAD, PAPER_SPREAD, SIZE, WORDS, World, glyph_covers, parse_caption, shades,
+    ATTRIBUTES, BACKGROUNDS, COLOURS, INK_SPREAD, PAPER_SPREAD, SIZE, WORDS, World, glyph_covers, parse_caption, shades, words_of,
     _KIN, _PART, _THING, _checked, _fill, _held_out, _in_parts, _in_table, _numbered, _say, _to_names, _to_numbers)
 from ..tools.checks import check_share, described
 
@@ -276,6 +276,6 @@ def parse_scene(
     return {name: found[name] for name in SCENE_ATTRIBUTES if name in found}
 
 # %% ../../nbs/20b_scenes.ipynb #cell-82
-_SPOKEN = " ".join([*(re.sub(r"\{\w+\}", "", text) for t in SCENE_TEMPLATES for text in (t.thing, t.pair, t.alone)),
-    *(way for hole in ("thing", "background", *_SAID_OF_IT) for row in WORDS[hole] for way in row), *(way for both in RELATIONS.values() for ways in both for way in ways)])
-SCENES = World("scenes", SCENE_SIZE, SCENE_ATTRIBUTES, frozenset(re.findall("[a-z]+", _SPOKEN)) | {"an"}, SCENE_TEMPLATES, SCENE_TEST_TEMPLATES, scene_attributes, draw_scenes, scene_caption)
+_FRAMES = words_of(text for t in SCENE_TEMPLATES for text in (t.thing, t.pair, t.alone)) | {"an"}
+_VALUES = words_of([*(way for hole in ("thing", "background", *_SAID_OF_IT) for row in WORDS[hole] for way in row), *(way for both in RELATIONS.values() for ways in both for way in ways)])
+SCENES = World("scenes", SCENE_SIZE, SCENE_ATTRIBUTES, _FRAMES | _VALUES, _VALUES - _FRAMES, SCENE_TEMPLATES, SCENE_TEST_TEMPLATES, scene_attributes, draw_scenes, scene_caption)

@@ -124,6 +124,8 @@ class StableDiffusion(Parts):
         folder: str | os.PathLike | None = None, # A checkpoint in the layout of diffusers; None for the one that comes with the library
     ) -> "StableDiffusion":
         "Read all parts."
+        if folder is not None and not Path(folder).is_dir():
+            raise ValueError(f"expected the folder of a checkpoint, and {folder} is none; what is published under a name, miniai.diffusion.words.find_checkpoint downloads")
         parts = load_parts(shipped_checkpoint() if folder is None else folder)
         return cls(**{f.name: getattr(parts, f.name) for f in fields(Parts)})
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'PROMPTS', 'make_text_unet', 'scaled_latents', 'latent_dls', 'read_prompts', 'PromptCB', 'NoisifyWordsCB',
-           'ReadCB', 'text_denoiser', 'draw_prompts', 'SheetCB', 'mark_of', 'check_marks', 'gather', 'training_of',
-           'GlyphUNet', 'load_text_unet', 'assemble']
+           'ReadCB', 'text_denoiser', 'draw_prompts', 'SheetCB', 'check_marks', 'gather', 'training_of', 'GlyphUNet',
+           'load_text_unet', 'assemble']
 
 # %% ../../nbs/23c_train_unet.ipynb #cell-2
 import io
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.datasets import write_atomic
 from ..data.glyphs import GLYPHS, SIZE, TEMPLATES, World
 from .checkpoint import Parts, save_parts, scheduler_settings
 from .clip import TextTransformer
-from .clip_recipes import CaptionCB, load_clip
+from .clip_recipes import CaptionCB, load_clip, load_reader, mark_of
 from .drawing import SIGMA_MAX, SIGMA_MIN, guide
 from .recipes import SCHEDULES, plain_attention
 from .samplers import Denoiser, as_denoiser, generate, karras_sigmas, sample_dpmpp_2m
@@ -37,7 +37,7 @@ from ..tools.checks import check_share
 from ..tools.plotting import sheet
 from ..training.batches import DataLoaders, TensorLoader, def_device
 from ..training.learner import Callback, Learner, MetricsCB, load_weights, main_process, mse
-from ..training.recipes import LearnerRecipe, fingerprint, option, read_about
+from ..training.recipes import LearnerRecipe, option, read_about
 
 # %% ../../nbs/23c_train_unet.ipynb #cell-7
 ARCHS: dict[str, dict[str, Any]] = { # Name to what differs from `UNetConfig`'s defaults
@@ -183,12 +183,6 @@ class SheetCB(Callback):
     def load_state_dict(self, state): self.rows = list(state["rows"])
 
 # %% ../../nbs/23c_train_unet.ipynb #cell-46
-def mark_of(
-    model: nn.Module, # Such as an autoencoder, with weights of 32 or 16 bits
-) -> str: # 16 hexadecimal digits
-    "Compute a number that changes with any weight, but for rounding to 16 bits."
-    return fingerprint(*(weight.half() for weight in model.state_dict().values()))
-
 def check_marks(
     about: dict[str, Any], # What is known about a U-Net, from `load_text_unet`
     vae: AutoencoderKL, # Shall decode what it draws
@@ -311,17 +305,22 @@ def assemble(
     vae: str | os.PathLike, # That of the autoencoder it was trained with, or the shipped weights
     clip: str | os.PathLike, # The same of CLIP
     folder: str | os.PathLike, # Where to write the checkpoint
-    **others: str | os.PathLike, # Name to the weights of a training that helped to make it, whose options and log are to be kept, too
+    reader: str | os.PathLike | None = None, # That of `GlyphReader`, to read in the place of CLIP's text encoder, its teacher; None for that itself
 ) -> Path: # The folder
-    "Write a checkpoint of three trainings, with their options and logs in `training`."
-    (model, _, about), (decoder, _), (reader, tokenizer) = load_text_unet(unet), load_vae(vae), load_clip(clip)
-    check_marks(about, decoder, reader.text_model)
-    trainings, name = {name: training_of(path) for name, path in (dict(unet=unet, vae=vae, clip=clip) | others).items()}, "unet"
+    "Write a checkpoint of three or four trainings, with their options and logs in `training`."
+    (model, _, about), (decoder, _), (both, tokenizer) = load_text_unet(unet), load_vae(vae), load_clip(clip)
+    check_marks(about, decoder, both.text_model)
+    text, files = both.text_model, dict(unet=unet, vae=vae, clip=clip)
+    if reader is not None:
+        text, _, taught = load_reader(reader)
+        if taught["reads_like"] != about["clip"]: raise ValueError(f"expected a reader that was taught by the text encoder of mark {about['clip']}, got one taught by {taught['reads_like']}")
+        files["reader"] = reader
+    trainings, name = {name: training_of(path) for name, path in files.items()}, "unet"
     before = about
     while before := before.get("earlier"): # what the U-Net had learned before, and before that
         name += "_earlier"
         trainings[name] = {ending: before[ending].encode() for ending in (".json", ".csv")}
-    save_parts(gather(tokenizer, reader.text_model, model, decoder, about["schedule"], about["predict"], about["size"]), folder)
+    save_parts(gather(tokenizer, text, model, decoder, about["schedule"], about["predict"], about["size"]), folder)
     for name, files in trainings.items():
         for ending, content in files.items(): write_atomic(Path(folder)/"training"/f"{name}{ending}", content)
     return Path(folder)

@@ -28,7 +28,7 @@ def find_checkpoint(
 ) -> Path: # A folder in the layout of diffusers
     "Find a checkpoint, and download it if it has to be."
     if model is None: return shipped_checkpoint()
-    if Path(model).is_dir(): return Path(model)
+    if str(model) and Path(model).expanduser().is_dir(): return Path(model).expanduser()
     owner, _, name = str(model).partition("/")
     if not owner or not name or set(" /\\") & set(name) or owner[0] in ".~": raise ValueError(f"expected the folder of a checkpoint, or a name such as stable-diffusion-v1-5/stable-diffusion-v1-5, and {str(model)!r} is neither")
     if not find_spec("huggingface_hub"): raise ImportError(f"{model} is no folder here; to download what has that name, pip install miniai[hub]")
@@ -36,7 +36,7 @@ def find_checkpoint(
     try: return Path(snapshot_download(str(model), allow_patterns=list(WANTED)))
     except (OSError, ValueError) as e: raise ValueError(f"{model} is no folder here, and could not be downloaded: {str(e).partition(chr(10))[0]}") from e
 
-# %% ../../nbs/25_checkpoints.ipynb #cell-16
+# %% ../../nbs/25_checkpoints.ipynb #cell-17
 @dataclass(kw_only=True)
 class Words(Drawing):
     "Draw what a prompt says."
