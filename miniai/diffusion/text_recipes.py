@@ -310,12 +310,12 @@ def assemble(
     "Write a checkpoint of three or four trainings, with their options and logs in `training`."
     (model, _, about), (decoder, _), (both, tokenizer) = load_text_unet(unet), load_vae(vae), load_clip(clip)
     check_marks(about, decoder, both.text_model)
-    text, files = both.text_model, dict(unet=unet, vae=vae, clip=clip)
+    text, weights = both.text_model, dict(unet=unet, vae=vae, clip=clip)
     if reader is not None:
         text, _, taught = load_reader(reader)
         if taught["reads_like"] != about["clip"]: raise ValueError(f"expected a reader that was taught by the text encoder of mark {about['clip']}, got one taught by {taught['reads_like']}")
-        files["reader"] = reader
-    trainings, name = {name: training_of(path) for name, path in files.items()}, "unet"
+        weights["reader"] = reader
+    trainings, name = {name: training_of(path) for name, path in weights.items()}, "unet"
     before = about
     while before := before.get("earlier"): # what the U-Net had learned before, and before that
         name += "_earlier"
