@@ -20,7 +20,7 @@ setup(
     url=cfg["git_url"],
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["miniai", "miniai.*"]),
-    package_data={"miniai": ["weights/*.safetensors", *(f"weights/glyphs/**/*.{ending}" for ending in ("json", "txt", "safetensors", "csv", "png"))]},
+    package_data={"miniai": ["weights/*.safetensors", *(f"weights/{name}/**/*.{ending}" for name in ("glyphs", "scenes") for ending in ("json", "txt", "safetensors", "csv", "png"))]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split(), "distributed": cfg["distributed_requirements"].split(), "hub": cfg["hub_requirements"].split()},

@@ -12,6 +12,7 @@ import importlib
 import io
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -95,6 +96,11 @@ RECIPES = { # Name to the module and class of a training
     "clip": ("miniai.diffusion.clip_recipes", "GlyphCLIP"),
     "reader": ("miniai.diffusion.clip_recipes", "GlyphReader"),
     "unet": ("miniai.diffusion.text_recipes", "GlyphUNet"),
+    "scene_judge": ("miniai.diffusion.scene_recipes", "SceneJudge"),
+    "scene_vae": ("miniai.diffusion.scene_recipes", "SceneVAE"),
+    "scene_reader": ("miniai.diffusion.scene_recipes", "SceneReader"),
+    "scene_pupil": ("miniai.diffusion.scene_recipes", "ScenePupil"),
+    "scene_unet": ("miniai.diffusion.scene_recipes", "SceneUNet"),
 }
 DRAWINGS = { # Name to the module and class of what can be drawn
     "fashion": ("miniai.diffusion.drawing", "Clothes"),
@@ -176,7 +182,7 @@ class Commands:
 
     @fire.decorators.SetParseFn(_as_typed)
     def train(self,
-        recipe: str, # fashion_mnist, mnist, ddpm, judge, vae, clip, reader or unet
+        recipe: str, # fashion_mnist, mnist, ddpm, judge, vae, clip, reader or unet; scene_judge, scene_vae, scene_reader, scene_pupil or scene_unet
         **options, # Those of the recipe, such as `--epochs 5 --out DIR --seed 0 --resume`; `miniai train fashion_mnist --help` lists them
     ) -> Job:
         "Train a model; checkpoint, log, weights and plot go to a folder (--out DIR)."
@@ -192,13 +198,13 @@ class Commands:
         made = make_choice("sample", str(subject), options)
         return Job(lambda: made.run() or 0)
 
-    def checkpoint(self) -> Job:
-        "Print the folder of the Stable Diffusion that comes with the library."
-        def do():
-            from miniai.diffusion.pipeline import shipped_checkpoint
-            print(shipped_checkpoint())
-            return 0
-        return Job(do)
+    def checkpoint(self,
+        name: str = "glyphs", # glyphs, which draws one thing at a time, or scenes, which draws two
+    ) -> Job:
+        "Print the folder of a Stable Diffusion that comes with the library."
+        from miniai.diffusion.pipeline import shipped_checkpoint
+        folder = shipped_checkpoint(str(name))
+        return Job(lambda: print(folder) or 0)
 
     def version(self) -> Job:
         "Print the version of the library."
@@ -210,7 +216,10 @@ COMMANDS = ("run", "train", "sample", "checkpoint", "bench", "version")
 def _complaint(argv: list[str], error: str) -> str:
     "Fire's error as one line: what was not understood, and where to read on."
     error = error.replace("Could not consume arg:", "cannot understand").rstrip(".")
-    error = error.replace("The function received no value for the required argument:", "missing:")
+    def with_meaning(found):
+        from fastcore.docments import docments # reads the source, which takes a moment
+        return f"missing: {found[1]} ({docments(getattr(Commands, argv[0]))[found[1]]})"
+    error = re.sub(r"The function received no value for the required argument: (\w+)", with_meaning, error)
     return f"{error}; see `miniai {argv[0] + ' ' if argv[0] in COMMANDS else ''}--help`"
 
 def _choices_help(command):

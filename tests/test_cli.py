@@ -205,6 +205,7 @@ def test_sample_boots_without_a_network(tmp_path, no_network):
 def test_checkpoint_is_a_folder_that_is_there():
     from miniai.diffusion.pipeline import shipped_checkpoint
     assert miniai("checkpoint") == (0, f"{shipped_checkpoint()}\n", "") and (shipped_checkpoint()/"model_index.json").is_file()
+    assert miniai("checkpoint", "scenes") == (0, f"{shipped_checkpoint('scenes')}\n", "") and shipped_checkpoint("scenes") != shipped_checkpoint()
 
 def test_help_of_sample_tells_how_to_draw_from_words():
     status, out, err = miniai("sample", "--help")
@@ -240,6 +241,13 @@ def test_sample_words_hands_on_every_option(tmp_path):
     with PIL.Image.open(tmp_path/"words.gif") as film: assert (film.n_frames, film.size) == (4, wanted.size)
     assert miniai("sample", "words", "--prompt", "star", "--steps", "1", "--out", "star.jpg", cwd=tmp_path)[0] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "star.jpg", "words.gif", "words.png"]
+
+def test_sample_a_scene(tmp_path):
+    from miniai.diffusion.pipeline import shipped_checkpoint
+    prompt = "a red seven above a small blue star"
+    assert miniai("sample", prompt, "--model", "scenes", "--steps", "2", "--out", tmp_path/"scene.png")[0] == 0
+    wanted = drawn(prompt, shipped_checkpoint("scenes"), steps=2)
+    assert PIL.Image.open(tmp_path/"scene.png").tobytes() == wanted.tobytes() and wanted.size == (260, 260)
 
 def without_weights(folder):
     for path in folder.rglob("*.safetensors"): path.rename(path.with_suffix(".bin"))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['caption_tokenizer', 'made_up_words', 'talk_around', 'CaptionCB', 'Retrieval', 'GlyphCLIP', 'load_clip',
-           'talk_between', 'ReadPastCB', 'mark_of', 'GlyphReader', 'load_reader']
+           'talk_between', 'ReadPastCB', 'mark_of', 'GlyphReader', 'load_reader', 'load_text']
 
 # %% ../../nbs/23a_train_clip.ipynb #cell-2
 import copy
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from ..data.glyphs import GLYPHS, World
 from .clip import CLIP, TextConfig, TextTransformer, VisionConfig, contrastive_loss
+from .recipes import plain_attention
 from .schedules import from_pixels
 from .tokenizer import Tokenizer, train_bpe
 from ..tools.checks import check_share, check_whole
 from ..training.augment import RandomTransformCB
-from ..training.batches import DataLoaders, TensorLoader
+from ..training.batches import DataLoaders, TensorLoader, def_device
 from ..training.learner import Mean, MetricsCB, load_weights, mse
 from ..training.recipes import LearnerRecipe, fingerprint, option, read_about
 
@@ -221,31 +222,44 @@ class GlyphReader(LearnerRecipe):
     lr: float = option(1e-3, "Highest learning rate of the 1-cycle", least=0)
     wd: float = option(0., "Weight decay", least=0)
     ema: float = option(0.99, "Decay of the averaged weights", least=0, most=0.99999)
-    clip: str = option(MISSING, "The model.safetensors of a training of CLIP, or its shipped weights")
+    clip: str = option(MISSING, "The model.safetensors of a training of CLIP, or its shipped weights; or of another reader")
     captions: int = option(30_000, "Captions of an epoch", least=24)
     misleading: float = option(0.5, "Share of the words that mean nothing which end in one that tells something", least=0, most=1)
     longest: int = option(4, "Pieces of these words before the last one at most", least=1)
     world = GLYPHS
 
+    def between(self,
+        tokenizer: Tokenizer, # Has the pieces
+    ) -> list[str]: # Words that mean nothing
+        "What to put between the words of captions."
+        return made_up_words(tokenizer, world=self.world, misleading=self.misleading, longest=self.longest)
+
     def run(self) -> None:
         "Train, and leave weights, log and plot in the folder."
-        clip, tokenizer = load_clip(self.clip)
-        text, teacher, world = clip.text_model, copy.deepcopy(clip.text_model), self.world
+        text, tokenizer = load_text(self.clip)
+        teacher, world = copy.deepcopy(text), self.world
         train, valid = world.choose(self.captions, self.seed + 7_000), world.choose(max(self.captions//30, 10), self.seed + 8_000, held_out=True)
         self.begin(world.name, train, valid, *teacher.state_dict().values())
         dls = DataLoaders(TensorLoader(train, train, batch_size=self.bs, shuffle=True, generator=torch.Generator().manual_seed(self.seed)), TensorLoader(valid, valid, batch_size=250))
-        words = made_up_words(tokenizer, world=world, misleading=self.misleading, longest=self.longest)
-        learn = self.make_learner(text.train(), dls, mse, ReadPastCB(teacher, tokenizer, words, self.seed + 1, world), MetricsCB())
-        learn.fit(self.epochs)
+        learn = self.make_learner(text.train(), dls, mse, ReadPastCB(teacher, tokenizer, self.between(tokenizer), self.seed + 1, world), MetricsCB())
+        with plain_attention(def_device, self.precision): learn.fit(self.epochs)
         self.keep(learn, [], f"A reader of {world.name}, seed {self.seed}", kind="reader", config=asdict(text.config), merges=[list(pair) for pair in tokenizer.merges], reads_like=mark_of(teacher), data=world.name)
 
 def load_reader(
     path: str | os.PathLike, # A `model.safetensors` that the recipe `GlyphReader` wrote
-) -> tuple[TextTransformer, Tokenizer, dict[str, Any]]: # The encoder in eval mode, what makes tokens for it, and what is known about it: the mark `reads_like` of its teacher...
+) -> tuple[TextTransformer, Tokenizer, dict[str, Any]]: # The encoder in eval mode, what makes tokens for it, and what is known about it: the mark `reads_like` of its teacher, if it has one...
     "Read a text encoder that reads past words."
     about = read_about(path)
     if about.get("kind") != "reader": raise ValueError(f"expected the weights of a reader, got {about or 'weights that do not say what they are'}")
-    try: text, tokenizer, _ = TextTransformer(TextConfig(**about["config"])), Tokenizer([tuple(pair) for pair in about["merges"]]), about["reads_like"]
+    try: text, tokenizer = TextTransformer(TextConfig(**about["config"])), Tokenizer([tuple(pair) for pair in about["merges"]])
     except (KeyError, TypeError) as e: raise ValueError(f"{path} does not describe a reader of ours ({type(e).__name__}: {e})") from e
     load_weights(text, path)
     return text.eval(), tokenizer, about
+
+def load_text(
+    path: str | os.PathLike, # A `model.safetensors` that the recipe of a CLIP or of a reader wrote
+) -> tuple[TextTransformer, Tokenizer]: # The encoder in eval mode, and what makes tokens for it
+    "Read a trained text encoder."
+    if read_about(path).get("kind") == "reader": return load_reader(path)[:2]
+    clip, tokenizer = load_clip(path)
+    return clip.text_model, tokenizer

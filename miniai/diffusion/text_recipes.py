@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'PROMPTS', 'make_text_unet', 'scaled_latents', 'latent_dls', 'read_prompts', 'PromptCB', 'NoisifyWordsCB',
-           'ReadCB', 'text_denoiser', 'draw_prompts', 'SheetCB', 'check_marks', 'gather', 'training_of', 'GlyphUNet',
-           'load_text_unet', 'assemble']
+           'ReadCB', 'text_denoiser', 'draw_prompts', 'SheetCB', 'check_marks', 'gather', 'GlyphUNet', 'load_text_unet',
+           'assemble']
 
 # %% ../../nbs/23c_train_unet.ipynb #cell-2
 import io
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass
@@ -24,7 +23,7 @@ from ..data.datasets import write_atomic
 from ..data.glyphs import GLYPHS, SIZE, TEMPLATES, World
 from .checkpoint import Parts, save_parts, scheduler_settings
 from .clip import TextTransformer
-from .clip_recipes import CaptionCB, load_clip, load_reader, mark_of
+from .clip_recipes import CaptionCB, load_reader, load_text, mark_of
 from .drawing import SIGMA_MAX, SIGMA_MIN, guide
 from .recipes import SCHEDULES, plain_attention
 from .samplers import Denoiser, as_denoiser, generate, karras_sigmas, sample_dpmpp_2m
@@ -35,14 +34,16 @@ from .vae import AutoencoderKL
 from .vae_recipes import encode_images, load_vae
 from ..tools.checks import check_share
 from ..tools.plotting import sheet
+from ..training.accelerate import in_shares
 from ..training.batches import DataLoaders, TensorLoader, def_device
 from ..training.learner import Callback, Learner, MetricsCB, load_weights, main_process, mse
-from ..training.recipes import LearnerRecipe, option, read_about
+from ..training.recipes import LearnerRecipe, begun_with, option, read_about, training_of
 
 # %% ../../nbs/23c_train_unet.ipynb #cell-7
 ARCHS: dict[str, dict[str, Any]] = { # Name to what differs from `UNetConfig`'s defaults
     "unet": dict(channels=(64, 96)),
     "unet_wide": dict(channels=(64, 128)),
+    "unet_large": dict(channels=(64, 96), attention=(False, True)),
     "unet_tiny": dict(channels=(16, 32)), # to try things out
 }
 
@@ -51,8 +52,8 @@ def make_text_unet(
     latent_channels: int = 4, # Numbers at each place of a code
     context_dim: int = 96, # Numbers of each vector that the text encoder makes
 ) -> UNet:
-    "Make a U-Net for codes, with attention to words on all levels."
-    return UNet(UNetConfig(in_channels=latent_channels, out_channels=latent_channels, n_layers=1, attention=(True, True), context_dim=context_dim, **ARCHS[arch]))
+    "Make a U-Net for codes, with attention to words on all levels unless `ARCHS` says where."
+    return UNet(UNetConfig(**dict(in_channels=latent_channels, out_channels=latent_channels, n_layers=1, attention=(True, True), context_dim=context_dim) | ARCHS[arch]))
 
 # %% ../../nbs/23c_train_unet.ipynb #cell-12
 def scaled_latents(
@@ -72,8 +73,8 @@ def latent_dls(
     seed: int = 0, # Of codes and order
     device: str | torch.device = def_device, # Where codes are kept
 ) -> DataLoaders: # Batches (codes float32 (b, latent_channels, h/shrink, w/shrink), attributes (b, 7))
-    "Make the codes of all pictures, once, and loaders of them."
-    z, z_valid = (scaled_latents(vae, images, seed + i) for i, (images, _) in enumerate((train, valid)))
+    "Make the codes of all pictures, once, each process its share, and loaders of them."
+    z, z_valid = (in_shares(lambda part: scaled_latents(vae, part, seed + i), images) for i, (images, _) in enumerate((train, valid)))
     order = torch.Generator().manual_seed(seed)
     return DataLoaders(TensorLoader(z, train[1], batch_size=bs, shuffle=True, device=device, generator=order), TensorLoader(z_valid, valid[1], batch_size=2*bs, device=device))
 
@@ -209,18 +210,6 @@ def gather(
     return Parts(tokenizer, text, unet, vae, SCHEDULES[schedule](), predict, scheduler_settings(predict) | _BETAS[schedule], size//vae.config.shrink)
 
 # %% ../../nbs/23c_train_unet.ipynb #cell-52
-def training_of(
-    path: str | os.PathLike, # Weights: the `model.safetensors` of a recipe, or what `ship` made of it
-) -> dict[str, bytes]: # Ending of a file name to contents
-    "Find how weights were made: the options and the log, and the sheet if there is one."
-    about, beside = read_about(path), Path(path).parent
-    if "log" in about: return {".json": json.dumps(about["made by"], indent=1).encode(), ".csv": about["log"].encode()}
-    files = {".json": beside/"options.json", ".csv": beside/"log.csv", ".png": beside/"sheet.png"}
-    missing = [file.name for ending, file in files.items() if ending != ".png" and not file.exists()]
-    if missing: raise ValueError(f"expected options and log of the training beside {path}, or in it; there is no {', '.join(missing)}")
-    return {ending: file.read_bytes() for ending, file in files.items() if file.exists()}
-
-# %% ../../nbs/23c_train_unet.ipynb #cell-54
 @dataclass(kw_only=True)
 class GlyphUNet(LearnerRecipe):
     "Train a network that draws what words say, in the codes of a trained autoencoder; an epoch with --precision bfloat16 takes about twelve minutes on a core that knows bfloat16, in two processes seven."
@@ -230,7 +219,7 @@ class GlyphUNet(LearnerRecipe):
     opt: str = option("muon", "Optimiser", choices=("adamw", "muon"))
     ema: float = option(0.999, "Decay of the averaged weights", least=0, most=0.99999)
     vae: str = option(MISSING, "The model.safetensors of a training of the autoencoder, or its shipped weights")
-    clip: str = option(MISSING, "The same of CLIP, whose text encoder reads the captions")
+    clip: str = option(MISSING, "The same of CLIP, whose text encoder reads the captions, or of a reader")
     arch: str = option("unet", "Network", choices=tuple(ARCHS))
     schedule: str = option("cosine", "Noise schedule", choices=tuple(SCHEDULES))
     predict: str = option("v", "What the network says", choices=PREDICTIONS)
@@ -239,7 +228,7 @@ class GlyphUNet(LearnerRecipe):
     leave_out: float = option(0.25, "Probability that a caption does not mention an attribute", least=0, most=1)
     templates: int = option(len(TEMPLATES), "Phrasings to learn from, the first so many", least=1, most=len(TEMPLATES))
     fillers: float = option(0., "Probability of a word that means nothing before each word of a caption", least=0, most=1)
-    weights: str = option("", "The model.safetensors of an earlier training of the same network with the same autoencoder, to go on from its weights")
+    weights: str = option("", "The model.safetensors of an earlier training, to begin with its weights; it must have all that this network needs")
     n_inp, world, prompts = 3, GLYPHS, PROMPTS
 
     def data(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -259,32 +248,34 @@ class GlyphUNet(LearnerRecipe):
         watch = SheetCB(partial(draw_prompts, parts, self.prompts), self.folder/"sheet.png")
         return self.make_learner(parts.unet, dls, mse, self.words(parts), noise, ReadCB(parts.text_encoder), MetricsCB(), watch)
 
-    def earlier(self,
-        vae: AutoencoderKL, # Makes the codes
-        text: TextTransformer, # Reads the captions; may be another one than before, of the same width
-    ) -> tuple[UNet, dict[str, Any]]: # The network to go on with, and what to keep of its training
-        "Read the training that `weights` names, if it goes together with the others."
-        unet, _, about = load_text_unet(self.weights)
-        check_marks(about, vae)
-        wanted = {"arch": make_text_unet(self.arch, vae.config.latent_channels, text.config.dim).config, "schedule": self.schedule, "predict": self.predict}
-        differ = [name for name, value in wanted.items() if value != (about | {"arch": unet.config})[name]]
+    def begin_with(self,
+        unet: UNet, # New
+        vae: AutoencoderKL, # Makes the codes; may be another one than before
+    ) -> UNet: # The same network
+        "Give a network the weights of the training that `weights` names, if that has them all."
+        old, _, about = load_text_unet(self.weights)
+        differ = [name for name in ("schedule", "predict") if getattr(self, name) != about[name]]
         if differ: raise ValueError(f"{self.weights} was trained with another {', '.join(differ)}; give the same to go on from it")
-        log = {ending: content.decode() for ending, content in training_of(self.weights).items() if ending != ".png"}
-        return unet.train(), {"earlier": log | {name: about[name] for name in ("earlier",) if name in about}}
+        held, wanted = old.state_dict(), unet.state_dict()
+        missing = [name for name, weight in wanted.items() if name not in held or held[name].shape != weight.shape]
+        if missing: raise ValueError(f"{self.weights} lacks {len(missing)} of the {len(wanted)} weights of {self.arch}, such as {missing[0]} {tuple(wanted[missing[0]].shape)}; choose another --arch")
+        unet.load_state_dict({name: held[name] for name in wanted})
+        if about["vae"] != mark_of(vae) and main_process(): print(f"{self.weights} drew codes of another autoencoder, and now learns those of {self.vae}", flush=True)
+        return unet
 
     def run(self) -> None:
         "Train, and leave weights, log, plot and sheet in the folder."
-        (vae, _), (clip, tokenizer) = load_vae(self.vae), load_clip(self.clip)
-        text, (train, valid) = clip.text_model, self.data()
-        unet, before = self.earlier(vae, text) if self.weights else (None, {})
+        (vae, _), (text, tokenizer), (train, valid) = load_vae(self.vae), load_text(self.clip), self.data()
+        def new(): return make_text_unet(self.arch, vae.config.latent_channels, text.config.dim)
+        unet = self.begin_with(new(), vae) if self.weights else None
         given = [model for model in (vae, text, unet) if model is not None]
         self.begin(self.world.name, *train, *valid, *(weight for model in given for weight in model.state_dict().values())) # which seeds the weights to come
-        if unet is None: unet = make_text_unet(self.arch, vae.config.latent_channels, text.config.dim)
+        if unet is None: unet = new()
         parts = gather(tokenizer, text, unet, vae.to(def_device), self.schedule, self.predict, self.world.size)
         learn = self.learner(parts, latent_dls(vae, train, valid, self.bs, self.seed))
         with plain_attention(def_device, self.precision): learn.fit(self.epochs)
         self.keep(learn, [], f"{self.world.name}, {self.arch}, seed {self.seed}", kind="latent_ddpm", config=asdict(unet.config), schedule=self.schedule, predict=self.predict,
-            scaling_factor=vae.config.scaling_factor, vae=mark_of(vae), clip=mark_of(text), size=self.world.size, data=self.world.name, **before)
+            scaling_factor=vae.config.scaling_factor, vae=mark_of(vae), clip=mark_of(text), size=self.world.size, data=self.world.name, **begun_with(self.weights))
 
 def load_text_unet(
     path: str | os.PathLike, # A `model.safetensors` that the recipe `GlyphUNet` wrote
@@ -299,27 +290,28 @@ def load_text_unet(
     load_weights(unet, path)
     return unet.eval(), schedule, about
 
-# %% ../../nbs/23c_train_unet.ipynb #cell-66
+# %% ../../nbs/23c_train_unet.ipynb #cell-64
 def assemble(
     unet: str | os.PathLike, # The `model.safetensors` of the recipe `GlyphUNet`
     vae: str | os.PathLike, # That of the autoencoder it was trained with, or the shipped weights
-    clip: str | os.PathLike, # The same of CLIP
+    clip: str | os.PathLike, # The same of CLIP, or of the reader that it was trained with
     folder: str | os.PathLike, # Where to write the checkpoint
     reader: str | os.PathLike | None = None, # That of `GlyphReader`, to read in the place of CLIP's text encoder, its teacher; None for that itself
 ) -> Path: # The folder
     "Write a checkpoint of three or four trainings, with their options and logs in `training`."
-    (model, _, about), (decoder, _), (both, tokenizer) = load_text_unet(unet), load_vae(vae), load_clip(clip)
-    check_marks(about, decoder, both.text_model)
-    text, weights = both.text_model, dict(unet=unet, vae=vae, clip=clip)
+    (model, _, about), (decoder, _), (text, tokenizer) = load_text_unet(unet), load_vae(vae), load_text(clip)
+    check_marks(about, decoder, text)
+    weights = {"unet": unet, "vae": vae, read_about(clip)["kind"]: clip}
     if reader is not None:
         text, _, taught = load_reader(reader)
-        if taught["reads_like"] != about["clip"]: raise ValueError(f"expected a reader that was taught by the text encoder of mark {about['clip']}, got one taught by {taught['reads_like']}")
-        weights["reader"] = reader
-    trainings, name = {name: training_of(path) for name, path in weights.items()}, "unet"
-    before = about
-    while before := before.get("earlier"): # what the U-Net had learned before, and before that
-        name += "_earlier"
-        trainings[name] = {ending: before[ending].encode() for ending in (".json", ".csv")}
+        if taught.get("reads_like") != about["clip"]: raise ValueError(f"expected a reader that was taught by the text encoder of mark {about['clip']}, got one taught by {taught.get('reads_like', 'nobody')}")
+        weights = {f"{name}_earlier" if name == "reader" else name: path for name, path in weights.items()} | {"reader": reader} # its teacher may be a reader, too
+    trainings = {name: training_of(path) for name, path in weights.items()}
+    for name, path in weights.items():
+        before = read_about(path)
+        while before := before.get("earlier"): # what it had learned before, and before that
+            name += "_earlier"
+            trainings[name] = {ending: before[ending].encode() for ending in (".json", ".csv")}
     save_parts(gather(tokenizer, text, model, decoder, about["schedule"], about["predict"], about["size"]), folder)
     for name, files in trainings.items():
         for ending, content in files.items(): write_atomic(Path(folder)/"training"/f"{name}{ending}", content)

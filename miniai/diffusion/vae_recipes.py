@@ -22,7 +22,7 @@ from .schedules import from_pixels
 from .vae import AutoencoderKL, VAEConfig, psnr, scaling_factor, vae_loss
 from ..training.batches import DataLoaders, TensorLoader, def_device
 from ..training.learner import Callback, DeviceCB, Learner, Mean, MetricsCB, TrainCB, load_weights, mse
-from ..training.recipes import LearnerRecipe, option, read_about
+from ..training.recipes import LearnerRecipe, begun_with, option, read_about
 
 # %% ../../nbs/21a_train_vae.ipynb #cell-5
 ARCHS: dict[str, dict[str, Any]] = { # Name to what differs from `VAEConfig`'s defaults
@@ -92,6 +92,7 @@ class VAE(LearnerRecipe):
     distance: str = option("mse", "How pictures given back are compared with pictures", choices=tuple(DISTANCES))
     arch: str = option("vae", "Network", choices=tuple(ARCHS))
     images: int = option(60_000, "Pictures to train on", least=24)
+    weights: str = option("", "The model.safetensors of an earlier training of the same network, to go on from its weights")
     world = GLYPHS
 
     def data(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,15 +114,19 @@ class VAE(LearnerRecipe):
 
     def run(self) -> None:
         "Train, and leave weights, log and plot in the folder."
+        config, before = VAEConfig(**ARCHS[self.arch]), load_vae(self.weights)[0] if self.weights else None
+        if before is not None and replace(before.config, scaling_factor=config.scaling_factor) != config: raise ValueError(f"expected weights of {self.arch}, {config}, got some of {before.config}")
         train, valid, held_out = self.data()
-        self.begin(self.world.name, train, valid, held_out)
+        self.begin(self.world.name, train, valid, held_out, *(before.state_dict().values() if before is not None else ()))
+        model = AutoencoderKL(config)
+        if before is not None: model.load_state_dict(before.state_dict())
         loss = partial(vae_loss, weight=self.kl, distance=DISTANCES[self.distance])
-        learn = self.make_learner(AutoencoderKL(VAEConfig(**ARCHS[self.arch])), copies_dls(train, valid, self.bs, self.seed), loss, PicturesCB(), MetricsCB(psnr=PSNR()))
+        learn = self.make_learner(model, copies_dls(train, valid, self.bs, self.seed), loss, PicturesCB(), MetricsCB(psnr=PSNR()))
         with plain_attention(def_device, self.precision): learn.fit(self.epochs)
         vae = learn.model.eval()
         config = replace(vae.config, scaling_factor=scaling_factor(encode_images(vae, train[:5_000], self.seed)))
         rows = [self.measure(learn, "valid_float32", valid), self.measure(learn, "held_out", held_out)]
-        self.keep(learn, rows, f"{self.world.name}, {self.arch}, seed {self.seed}", kind="vae", config=asdict(config), psnr=rows[0]["psnr"], data=self.world.name)
+        self.keep(learn, rows, f"{self.world.name}, {self.arch}, seed {self.seed}", kind="vae", config=asdict(config), psnr=rows[0]["psnr"], data=self.world.name, **begun_with(self.weights))
 
 # %% ../../nbs/21a_train_vae.ipynb #cell-18
 def load_vae(

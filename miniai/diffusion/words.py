@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .checkpoint import FORMATS
 from .drawing import Drawing
-from .pipeline import StableDiffusion, shipped_checkpoint
+from .pipeline import SHIPPED, StableDiffusion, shipped_checkpoint
 from .samplers import SAMPLERS
 from .schedules import with_bar
 from ..training.recipes import option
@@ -24,13 +24,14 @@ WANTED = ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/*.js
           *(f"{part}/{name}" for part, fmt in FORMATS.items() for name in ("config.json", f"{fmt.stem}.safetensors")))
 
 def find_checkpoint(
-    model: str | os.PathLike | None = None, # A folder; or, with the extra `hub`, the name of a checkpoint, OWNER/NAME; None for the one that comes with the library
+    model: str | os.PathLike | None = None, # A folder; one of `SHIPPED`; or, with the extra `hub`, the name of a checkpoint, OWNER/NAME; None for the first that comes with the library
 ) -> Path: # A folder in the layout of diffusers
     "Find a checkpoint, and download it if it has to be."
     if model is None: return shipped_checkpoint()
     if str(model) and Path(model).expanduser().is_dir(): return Path(model).expanduser()
+    if model in SHIPPED: return shipped_checkpoint(model)
     owner, _, name = str(model).partition("/")
-    if not owner or not name or set(" /\\") & set(name) or owner[0] in ".~": raise ValueError(f"expected the folder of a checkpoint, or a name such as stable-diffusion-v1-5/stable-diffusion-v1-5, and {str(model)!r} is neither")
+    if not owner or not name or set(" /\\") & set(name) or owner[0] in ".~": raise ValueError(f"expected the folder of a checkpoint, {', '.join(SHIPPED)}, or a name such as stable-diffusion-v1-5/stable-diffusion-v1-5, and {str(model)!r} is none of them")
     if not find_spec("huggingface_hub"): raise ImportError(f"{model} is no folder here; to download what has that name, pip install miniai[hub]")
     from huggingface_hub import snapshot_download # takes its time, and most drawings need none of it
     try: return Path(snapshot_download(str(model), allow_patterns=list(WANTED)))
@@ -45,7 +46,7 @@ class Words(Drawing):
     negative: str = option("", "What to keep away from, if there is such a thing")
     guidance: float = option(3., "1 to draw just what the prompt says, more to draw it more clearly and with less variety", least=0, most=100)
     sampler: str = option("", "How to take a step, if not as the checkpoint does", choices=tuple(SAMPLERS))
-    model: str = option("", "Folder of a Stable Diffusion 1 in the layout of diffusers, or with miniai[hub] its name, OWNER/NAME; if not the one that comes with the library")
+    model: str = option("", "scenes for two things at a time; folder of a Stable Diffusion 1 in the layout of diffusers, or with miniai[hub] its name, OWNER/NAME; if not the one of single things that comes with the library")
 
     def __post_init__(self):
         super().__post_init__()

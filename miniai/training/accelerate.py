@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['best_dtype', 'MixedPrecision', 'ChannelsLastCB', 'GradAccumCB', 'GradClipCB', 'EMACB', 'part_of', 'n_processes',
-           'AccelerateCB']
+           'AccelerateCB', 'in_shares']
 
 # %% ../../nbs/14_accelerate.ipynb #cell-2
 import atexit
 import contextlib
 import os
 import warnings
+from collections.abc import Callable
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -293,6 +294,14 @@ class _SharedLoss(_SharedData):
         for b, new in zip(buffers, flat.split([b.numel() for b in buffers])): b.copy_(new.view_as(b))
 
 # %% ../../nbs/14_accelerate.ipynb #cell-89
+def _put_together(acc, t, n, n_parts):
+    "Put the parts of all processes together, n items in all."
+    parts = [part_of(n, i, n_parts) for i in range(n_parts)]
+    sizes = [p.stop - p.start for p in parts]
+    t = torch.cat([t, t[-1:]]) if len(t) < max(sizes) else t # all must send the same shape
+    gathered = acc.gather(t.detach().contiguous()).split(max(sizes))
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes)])
+
 class _SharedPreds(_SharedLoss):
     "Puts the predictions of all processes together."
     def after_batch(self, learn):
@@ -302,15 +311,7 @@ class _SharedPreds(_SharedLoss):
         if not fits: return
         votes = self.acc.reduce(torch.tensor(fits, dtype=torch.float32, device=self.acc.device), "sum").tolist()
         gathered = iter([n == self.n_parts for n in votes])
-        learn.preds = _each(lambda t: self._gather(t) if next(gathered) else t, learn.preds)
-
-    def _gather(self, t):
-        "Put the parts of all processes together."
-        parts = [part_of(self.size, i, self.n_parts) for i in range(self.n_parts)]
-        sizes = [p.stop - p.start for p in parts]
-        t = torch.cat([t, t[-1:]]) if len(t) < max(sizes) else t # all must send the same shape
-        gathered = self.acc.gather(t.detach().contiguous()).split(max(sizes))
-        return torch.cat([part[:size] for part, size in zip(gathered, sizes)])
+        learn.preds = _each(lambda t: _put_together(self.acc, t, self.size, self.n_parts) if next(gathered) else t, learn.preds)
 
 # %% ../../nbs/14_accelerate.ipynb #cell-93
 class AccelerateCB(_SharedPreds):
@@ -339,3 +340,15 @@ class AccelerateCB(_SharedPreds):
     def load_state_dict(self, state):
         super().load_state_dict(state)
         self.states = state["random"]
+
+# %% ../../nbs/14_accelerate.ipynb #cell-96
+def in_shares(
+    function: Callable[[Tensor], Tensor], # Makes of rows as many results
+    rows: Tensor, # (n, ...); the same in all processes
+) -> Tensor: # (n, ...), all results, in all processes
+    "Apply a function to rows, each process to its share."
+    if n_processes() == 1: return function(rows)
+    acc = _accelerator()
+    mine = part_of(len(rows), acc.process_index, acc.num_processes)
+    if len(rows) < acc.num_processes: raise ValueError(f"expected at least a row for each of {acc.num_processes} processes, got {len(rows)}")
+    return _put_together(acc, function(rows[mine]).to(acc.device), len(rows), acc.num_processes).to(rows.device)

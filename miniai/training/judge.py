@@ -42,7 +42,7 @@ def judge_loss(
     return sum(nn.functional.cross_entropy(piece, attributes[:, i]) for i, piece in enumerate(pieces))/len(pieces)
 
 # %% ../../nbs/20a_judge.ipynb #cell-11
-ARCHS: dict[str, tuple[int, ...]] = {"judge": (32, 64, 96, 128), "judge_tiny": (8, 16, 16, 16)} # Name to channels of the first convolution and of each stage after it, each of which halves the picture
+ARCHS: dict[str, tuple[int, ...]] = {"judge": (32, 64, 96, 128), "judge_deep": (16, 32, 64, 96, 128), "judge_tiny": (8, 16, 16, 16)} # Name to channels of the first convolution and of each stage after it, each of which halves the picture
 
 def judge_network(
     arch: str, # One of `ARCHS`

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'option', 'Options', 'fingerprint', 'Recipe', 'write_log', 'LogCB', 'plot_training', 'LearnerRecipe',
-           'read_about', 'name_data', 'ImageRecipe', 'FashionMNIST', 'MNIST', 'load_classifier', 'ship', 'shipped']
+           'read_about', 'name_data', 'ImageRecipe', 'FashionMNIST', 'MNIST', 'load_classifier', 'ship', 'shipped',
+           'training_of', 'begun_with']
 
 # %% ../../nbs/14a_train.ipynb #cell-2
 import csv
@@ -407,3 +408,23 @@ def shipped(
     there = {f.stem: f for f in Path(str(files("miniai")/"weights")).glob("*.safetensors")}
     if name not in there: raise ValueError(f"no weights {name!r} come with the package; there are: {', '.join(sorted(there)) or 'none'}")
     return there[name]
+
+# %% ../../nbs/14a_train.ipynb #cell-50
+def training_of(
+    path: str | os.PathLike, # Weights: the `model.safetensors` of a recipe, or what `ship` made of it
+) -> dict[str, bytes]: # Ending of a file name to contents
+    "Find how weights were made: the options and the log, and the sheet if there is one."
+    about, beside = read_about(path), Path(path).parent
+    if "log" in about: return {".json": json.dumps(about["made by"], indent=1).encode(), ".csv": about["log"].encode()}
+    files = {".json": beside/"options.json", ".csv": beside/"log.csv", ".png": beside/"sheet.png"}
+    missing = [file.name for ending, file in files.items() if ending != ".png" and not file.exists()]
+    if missing: raise ValueError(f"expected options and log of the training beside {path}, or in it; there is no {', '.join(missing)}")
+    return {ending: file.read_bytes() for ending, file in files.items() if file.exists()}
+
+def begun_with(
+    path: str | os.PathLike, # Weights that a training begins with, or "" for none
+) -> dict[str, Any]: # To be kept with the weights that come of it: `earlier` has the options, the log, and what that training began with
+    "Say how the weights were made that a training begins with."
+    if not path: return {}
+    about, made = read_about(path), {ending: content.decode() for ending, content in training_of(path).items() if ending != ".png"}
+    return {"earlier": made | ({"earlier": about["earlier"]} if "earlier" in about else {})}
