@@ -214,11 +214,11 @@ def test_help_of_sample_tells_how_to_draw_from_words():
         status, out, err = miniai("sample", word, "--help")
         assert status == 0 and err == "" and all(f"--{o}" in out for o in ("prompt", "negative", "n", "steps", "guidance", "seed", "sampler", "model", "animate", "out"))
 
-def drawn(prompts, folder=None, **options):
+def drawn(prompts, folder=None, scale=4, **options):
     "The sheet that a drawing should give."
     from miniai.diffusion.pipeline import StableDiffusion
     from miniai.tools.plotting import sheet
-    return sheet(StableDiffusion.from_pretrained(folder).draw(prompts, bar=iter, **options), scale=4)
+    return sheet(StableDiffusion.from_pretrained(folder).draw(prompts, bar=iter, **options), scale=scale)
 
 def test_sample_words_without_a_network(tmp_path, no_network):
     prompt = "a thick red seven on a pale blue background"
@@ -246,8 +246,8 @@ def test_sample_a_scene(tmp_path):
     from miniai.diffusion.pipeline import shipped_checkpoint
     prompt = "a red seven above a small blue star"
     assert miniai("sample", prompt, "--model", "scenes", "--steps", "2", "--out", tmp_path/"scene.png")[0] == 0
-    wanted = drawn(prompt, shipped_checkpoint("scenes"), steps=2)
-    assert PIL.Image.open(tmp_path/"scene.png").tobytes() == wanted.tobytes() and wanted.size == (260, 260)
+    wanted = drawn(prompt, shipped_checkpoint("scenes"), scale=2, steps=2)
+    assert PIL.Image.open(tmp_path/"scene.png").tobytes() == wanted.tobytes() and wanted.size == (132, 132)
 
 def without_weights(folder):
     for path in folder.rglob("*.safetensors"): path.rename(path.with_suffix(".bin"))

@@ -30,7 +30,7 @@ from ..training.recipes import LearnerRecipe, option
 # %% ../../nbs/25a_scenes.ipynb #cell-5
 @dataclass(kw_only=True)
 class SceneJudge(GlyphJudge):
-    "Train the network that reads from a scene what is on it; an epoch with --precision bfloat16 takes about eight minutes in two processes."
+    "Train the network that reads from a scene what is on it; an epoch with --precision bfloat16 takes about ten minutes in two processes."
     epochs: int = option(3, "Passes over the pictures", least=1)
     arch: str = option("judge_deep", "Network", choices=tuple(JUDGES))
     images: int = option(200_000, "Pictures to train on", least=24)
@@ -39,7 +39,7 @@ class SceneJudge(GlyphJudge):
 # %% ../../nbs/25a_scenes.ipynb #cell-12
 @dataclass(kw_only=True)
 class SceneVAE(VAE):
-    "Train the autoencoder of scenes, best from the weights of that of glyphs; 10,000 scenes with --precision bfloat16 take about two minutes in two processes."
+    "Train the autoencoder of scenes, best from the weights of that of glyphs; 10,000 scenes with --precision bfloat16 take about three minutes in two processes."
     epochs: int = option(1, "Passes over the pictures", least=1)
     lr: float = option(0.003, "Highest learning rate of the 1-cycle", least=0)
     images: int = option(40_000, "Pictures to train on", least=24)
@@ -127,7 +127,7 @@ JOINTS = ("a", "the", "and", "then", "there", "is", "first", "only", ";", ",", "
 
 @dataclass(kw_only=True)
 class ScenePupil(GlyphReader):
-    "Teach a pupil of the reader of scenes to read past words that mean nothing; an epoch with --precision bfloat16 takes about a minute on two threads."
+    "Teach a pupil of the reader of scenes to read past words that mean nothing; an epoch with --precision bfloat16 takes some two minutes on a core."
     world = SCENES
 
     def between(self, tokenizer):
@@ -140,7 +140,7 @@ SCENE_PROMPTS = ("a thick red seven above a small blue star", "a large yellow he
 
 @dataclass(kw_only=True)
 class SceneUNet(GlyphUNet):
-    "Train a network that draws scenes, best from the weights of one that draws glyphs; 100,000 scenes with --precision bfloat16 take about ten minutes in two processes."
+    "Train a network that draws scenes, best from the weights of one that draws glyphs; 100,000 scenes with --precision bfloat16 take about thirteen minutes in two processes."
     arch: str = option("unet_large", "Network", choices=tuple(UNETS))
     templates: int = option(len(SCENE_TEMPLATES), "Phrasings to learn from, the first so many", least=1, most=len(SCENE_TEMPLATES))
     world, prompts = SCENES, SCENE_PROMPTS
