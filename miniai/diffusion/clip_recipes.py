@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['caption_tokenizer', 'made_up_words', 'talk_around', 'CaptionCB', 'Retrieval', 'GlyphCLIP', 'load_clip',
-           'talk_between', 'ReadPastCB', 'mark_of', 'GlyphReader', 'load_reader', 'load_text']
+           'talk_between', 'ReadPastCB', 'mark_of', 'attribute_dls', 'GlyphReader', 'load_reader', 'load_text']
 
 # %% ../../nbs/23a_train_clip.ipynb #cell-2
 import copy
@@ -86,17 +86,21 @@ class CaptionCB(RandomTransformCB):
         self.templates = world.templates if templates is None else templates
         self.words = made_up_words(tokenizer, world=world) if fillers else []
 
-    def _longer(self, text, r):
+    def _longer(self, text, fillers, r):
         "A caption with words that mean nothing, if there is room."
-        longer = talk_around(text, self.fillers, self.words, r)
+        longer = talk_around(text, fillers, self.words, r)
         return longer if len(self.tokenizer.encode(longer)) + 2 <= self.length else text
+
+    def _said(self, attributes, generator, leave_out, fillers):
+        "Tokens of a new caption for each row (b, length)."
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
+        texts, r = self.world.caption(attributes.cpu(), seed, range(len(attributes)), self.templates, leave_out), random.Random(seed)
+        if fillers: texts = [self._longer(text, fillers, r) for text in texts]
+        return self.tokenizer(texts, length=self.length).to(attributes.device)
 
     def _put(self, batch, generator):
         x, attributes = batch
-        seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
-        texts, r = self.world.caption(attributes.cpu(), seed, range(len(x)), self.templates, self.leave_out), random.Random(seed)
-        if self.fillers: texts = [self._longer(text, r) for text in texts]
-        return x, self.tokenizer(texts, length=self.length).to(x.device), attributes
+        return x, self._said(attributes, generator, self.leave_out, self.fillers), attributes
 
 # %% ../../nbs/23a_train_clip.ipynb #cell-16
 class Retrieval(Mean):
@@ -214,6 +218,16 @@ def mark_of(
     "Compute a number that changes with any weight, but for rounding to 16 bits."
     return fingerprint(*(weight.half() for weight in model.state_dict().values()))
 
+def attribute_dls(
+    train: Tensor, # Attributes int64 (n, attributes) to train on
+    valid: Tensor, # The same for validation
+    bs: int, # Captions in a batch
+    seed: int, # Of the order of training
+) -> DataLoaders: # Batches (attributes, attributes), of which a callback makes a task
+    "Loaders for trainings with captions alone: what is said of attributes is new in every epoch."
+    order = torch.Generator().manual_seed(seed)
+    return DataLoaders(TensorLoader(train, train, batch_size=bs, shuffle=True, generator=order), TensorLoader(valid, valid, batch_size=250))
+
 @dataclass(kw_only=True)
 class GlyphReader(LearnerRecipe):
     "Teach the text encoder of a trained CLIP to read past words that mean nothing; an epoch takes about half a minute on two threads."
@@ -240,13 +254,13 @@ class GlyphReader(LearnerRecipe):
         teacher, world = copy.deepcopy(text), self.world
         train, valid = world.choose(self.captions, self.seed + 7_000), world.choose(max(self.captions//30, 10), self.seed + 8_000, held_out=True)
         self.begin(world.name, train, valid, *teacher.state_dict().values())
-        dls = DataLoaders(TensorLoader(train, train, batch_size=self.bs, shuffle=True, generator=torch.Generator().manual_seed(self.seed)), TensorLoader(valid, valid, batch_size=250))
+        dls = attribute_dls(train, valid, self.bs, self.seed)
         learn = self.make_learner(text.train(), dls, mse, ReadPastCB(teacher, tokenizer, self.between(tokenizer), self.seed + 1, world), MetricsCB())
         with plain_attention(def_device, self.precision): learn.fit(self.epochs)
         self.keep(learn, [], f"A reader of {world.name}, seed {self.seed}", kind="reader", config=asdict(text.config), merges=[list(pair) for pair in tokenizer.merges], reads_like=mark_of(teacher), data=world.name)
 
 def load_reader(
-    path: str | os.PathLike, # A `model.safetensors` that the recipe `GlyphReader` wrote
+    path: str | os.PathLike, # A `model.safetensors` that `GlyphReader` or another recipe of a reader wrote
 ) -> tuple[TextTransformer, Tokenizer, dict[str, Any]]: # The encoder in eval mode, what makes tokens for it, and what is known about it: the mark `reads_like` of its teacher, if it has one...
     "Read a text encoder that reads past words."
     about = read_about(path)

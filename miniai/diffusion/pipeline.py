@@ -126,12 +126,15 @@ class StableDiffusion(Parts):
     "Draws what it is told, from words to pixels ([Rombach et al., 2022](https://arxiv.org/abs/2112.10752))."
     @classmethod
     def from_pretrained(cls,
-        folder: str | os.PathLike | None = None, # A checkpoint in the layout of diffusers; None for the one that comes with the library
+        folder: str | os.PathLike | None = None, # A checkpoint in the layout of diffusers, or the name of one of `SHIPPED`; None for the first of these
     ) -> "StableDiffusion":
         "Read all parts."
-        if folder is not None and not Path(folder).is_dir():
-            raise ValueError(f"expected the folder of a checkpoint, and {folder} is none; what is published under a name, miniai.diffusion.words.find_checkpoint downloads")
-        parts = load_parts(shipped_checkpoint() if folder is None else folder)
+        if folder is None: folder = shipped_checkpoint()
+        elif not Path(folder).is_dir():
+            if str(folder) not in SHIPPED:
+                raise ValueError(f"expected the folder of a checkpoint or one of {', '.join(SHIPPED)}, and {folder} is none; what is published under a name, miniai.diffusion.words.find_checkpoint downloads")
+            folder = shipped_checkpoint(str(folder))
+        parts = load_parts(folder)
         return cls(**{f.name: getattr(parts, f.name) for f in fields(Parts)})
 
     @property
@@ -230,12 +233,12 @@ def diffusers_pipeline(
 
 # %% ../../nbs/24_stable_diffusion.ipynb #cell-67
 def followed(
-    draw: Callable[..., Tensor], # From a list of prompts, and `seed` of the first, to pictures uint8 (b, 3, 32, 32)
-    judge: Callable[[Tensor], Tensor], # From pictures to their attributes, int64 (b, 7)
+    draw: Callable[..., Tensor], # From a list of prompts, and `seed` of the first, to pictures uint8 (b, 3, size, size)
+    judge: Callable[[Tensor], Tensor], # From pictures to their attributes, int64 (b, attributes)
     prompts: Sequence[str], # What to draw; picture number i comes from seed i
-    attributes: Tensor, # What the prompts ask for, int64 (n, 7)
+    attributes: Tensor, # What the prompts ask for, int64 (n, attributes)
     bs: int = 100, # Pictures at a time
-) -> tuple[Tensor, Tensor]: # bool (n, 7), what is as asked for, and the pictures, uint8 (n, 3, 32, 32)
+) -> tuple[Tensor, Tensor]: # bool (n, attributes), what is as asked for, and the pictures, uint8 (n, 3, size, size)
     "Draw each prompt, and let the judge say what was followed."
     pictures = torch.cat([draw(list(prompts[i:i + bs]), seed=i) for i in range(0, len(prompts), bs)])
     return judge(pictures) == attributes, pictures

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from ..data.glyphs import World
 from ..data.scenes import SCENE_TEMPLATES, SCENES
 from .clip import TextConfig, TextTransformer
-from .clip_recipes import CaptionCB, GlyphReader, caption_tokenizer, made_up_words
+from .clip_recipes import CaptionCB, GlyphReader, attribute_dls, caption_tokenizer, made_up_words
 from .recipes import plain_attention
 from .text_recipes import ARCHS as UNETS, GlyphUNet
 from .tokenizer import Tokenizer
 from .vae_recipes import VAE
-from ..training.batches import DataLoaders, TensorLoader, def_device
-from ..training.judge import ARCHS as JUDGES, AllRight, GlyphJudge, judge_loss
-from ..training.learner import MetricsCB
+from ..tools.checks import check_share
+from ..training.batches import def_device
+from ..training.judge import ARCHS as JUDGES, GlyphJudge, judge_loss, judge_metrics
 from ..training.recipes import LearnerRecipe, option
 
 # %% ../../nbs/25a_scenes.ipynb #cell-5
@@ -36,7 +36,7 @@ class SceneJudge(GlyphJudge):
     images: int = option(200_000, "Pictures to train on", least=24)
     world = SCENES
 
-# %% ../../nbs/25a_scenes.ipynb #cell-12
+# %% ../../nbs/25a_scenes.ipynb #cell-13
 @dataclass(kw_only=True)
 class SceneVAE(VAE):
     "Train the autoencoder of scenes, best from the weights of that of glyphs; 10,000 scenes with --precision bfloat16 take about three minutes in two processes."
@@ -45,7 +45,7 @@ class SceneVAE(VAE):
     images: int = option(40_000, "Pictures to train on", least=24)
     world = SCENES
 
-# %% ../../nbs/25a_scenes.ipynb #cell-19
+# %% ../../nbs/25a_scenes.ipynb #cell-22
 class CaptionReader(nn.Module):
     "A text encoder that answers, from the vector of the whole sentence, what is on the picture."
     def __init__(self,
@@ -64,7 +64,7 @@ class SayCB(CaptionCB):
     "Puts attributes into words: makes of (attributes, attributes) the pair (tokens, attributes); in training with words that mean nothing, and not always all of it."
     def __init__(self,
         tokenizer: Tokenizer, # Makes tokens of captions
-        length: int, # Tokens of each caption, cut or filled up
+        length: int, # Tokens of each caption at most; longer ones are cut
         words: Sequence[str], # That mean nothing
         seed: int = 0, # Of all words
         world: World = SCENES, # Has the captions
@@ -72,7 +72,8 @@ class SayCB(CaptionCB):
         leave_outs: Sequence[float] = (0., 0.25), # Probabilities that an attribute is not mentioned; one for each batch
         plain: int = 0, # In so many epochs of training, the first ones, all is said, and nothing else
     ):
-        super().__init__(tokenizer, length, seed, world=world)
+        super().__init__(tokenizer, length, seed, leave_out=0., world=world)
+        for share in (*shares, *leave_outs): check_share(share=share)
         self.words, self.shares, self.leave_outs, self.plain = words, shares, leave_outs, plain
 
     def before_epoch(self, learn):
@@ -81,17 +82,17 @@ class SayCB(CaptionCB):
 
     def _put(self, batch, generator):
         def one_of(values): return values[torch.randint(len(values), (), generator=generator, device=generator.device).item()]
-        self.fillers, self.leave_out = (one_of(values) if self._mixed else 0. for values in (self.shares, self.leave_outs))
-        _, ids, attributes = super()._put(batch, generator)
+        fillers, leave_out = (one_of(values) if self._mixed else 0. for values in (self.shares, self.leave_outs))
+        ids = self._said(batch[0], generator, leave_out, fillers)
         ends = (ids == ids[:, -1:]).int().argmax(1) # the first of each row; no token looks at what comes after it
-        return ids[:, :ends.max() + 1], attributes
+        return ids[:, :ends.max() + 1], batch[1]
 
-# %% ../../nbs/25a_scenes.ipynb #cell-21
+# %% ../../nbs/25a_scenes.ipynb #cell-24
 @dataclass(kw_only=True)
 class SceneReader(LearnerRecipe):
     "Train a text encoder to tell from a caption what is on the scene; an epoch with --precision bfloat16 takes about a minute in two processes."
     epochs: int = option(8, "Passes over the captions", least=1)
-    plain: int = option(3, "So many of them, the first ones, with plain captions that say everything", least=0)
+    plain: int = option(3, "Epochs at the start whose captions say everything and nothing else", least=0)
     bs: int = option(128, "Captions in a batch", least=1)
     lr: float = option(5e-3, "Highest learning rate of the 1-cycle", least=0)
     wd: float = option(0.01, "Weight decay", least=0)
@@ -106,35 +107,46 @@ class SceneReader(LearnerRecipe):
     longest: int = option(4, "Pieces of these words before the last one at most", least=1)
     world = SCENES
 
+    def data(self) -> tuple[Tensor, Tensor]:
+        "Attributes int64 (n, attributes) to train on, a fifth of them of held-out combinations, and some for validation, all held-out ones."
+        n, choose = self.captions//5, self.world.choose
+        train = torch.cat([choose(self.captions - n, self.seed + 7_000), choose(n, self.seed + 7_000, start=self.captions, held_out=True)])
+        return train, choose(max(self.captions//30, 10), self.seed + 8_000, held_out=True)
+
     def run(self) -> None:
         "Train, and leave weights, log and plot in the folder."
-        world, tokenizer = self.world, caption_tokenizer(self.merges, world=self.world)
-        n = self.captions//5
-        train = torch.cat([world.choose(self.captions - n, self.seed + 7_000), world.choose(n, self.seed + 7_000, start=self.captions, held_out=True)])
-        valid = world.choose(max(self.captions//30, 10), self.seed + 8_000, held_out=True)
+        world, tokenizer, (train, valid) = self.world, caption_tokenizer(self.merges, world=self.world), self.data()
         self.begin(world.name, train, valid)
-        dls = DataLoaders(TensorLoader(train, train, batch_size=self.bs, shuffle=True, generator=torch.Generator().manual_seed(self.seed)), TensorLoader(valid, valid, batch_size=250))
         words = made_up_words(tokenizer, world=world, misleading=self.misleading, longest=self.longest)
         config = TextConfig(vocab_size=tokenizer.vocab_size, length=self.length, dim=self.dim, n_layers=self.layers, mlp_dim=4*self.dim)
-        metrics = MetricsCB(all=AllRight(world=world), **{name: AllRight(name, world) for name in world.attributes})
-        learn = self.make_learner(CaptionReader(config, sum(world.n_values)), dls, partial(judge_loss, world=world), SayCB(tokenizer, self.length, words, self.seed + 1, world, plain=self.plain), metrics)
+        say = SayCB(tokenizer, self.length, words, self.seed + 1, world, plain=self.plain)
+        learn = self.make_learner(CaptionReader(config, sum(world.n_values)), attribute_dls(train, valid, self.bs, self.seed), partial(judge_loss, world=world), say, judge_metrics(world))
         with plain_attention(def_device, self.precision): learn.fit(self.epochs)
         learn.model = learn.model.text # the answers are not needed any more
         self.keep(learn, [], f"A reader of {world.name}, seed {self.seed}", kind="reader", config=asdict(config), merges=[list(pair) for pair in tokenizer.merges], data=world.name)
 
-# %% ../../nbs/25a_scenes.ipynb #cell-23
-JOINTS = ("a", "the", "and", "then", "there", "is", "first", "only", ";", ",", ":") # What captions join their parts with; alone it says nothing
+# %% ../../nbs/25a_scenes.ipynb #cell-26
+JOINTS = ("a", "the", "and", "then", "there", "is", "first", "only", "of", "to", "on", "in", "with", "its", *".,;:!?-") # Small words of captions, and marks: one alone says nothing
 
 @dataclass(kw_only=True)
 class ScenePupil(GlyphReader):
     "Teach a pupil of the reader of scenes to read past words that mean nothing; an epoch with --precision bfloat16 takes some two minutes on a core."
+    epochs: int = option(5, "Passes over the captions", least=1)
+    bs: int = option(128, "Captions in a batch", least=1)
+    lr: float = option(3e-3, "Highest learning rate of the 1-cycle", least=0)
+    wd: float = option(0.01, "Weight decay", least=0)
+    opt: str = option("muon", "Optimiser", choices=("adamw", "muon"))
+    ema: float = option(0.998, "Decay of the averaged weights", least=0, most=0.99999)
     world = SCENES
 
-    def between(self, tokenizer):
+    def between(self,
+        tokenizer: Tokenizer, # Has the pieces
+    ) -> list[str]: # Half of them made up, half of them `JOINTS`
+        "What to put between the words of captions."
         words = super().between(tokenizer)
-        return words + [*JOINTS]*(len(words)//(2*len(JOINTS))) # a third of all
+        return words + [*JOINTS]*(len(words)//len(JOINTS)) # half of all
 
-# %% ../../nbs/25a_scenes.ipynb #cell-29
+# %% ../../nbs/25a_scenes.ipynb #cell-32
 SCENE_PROMPTS = ("a thick red seven above a small blue star", "a large yellow heart on black", "a small blue circle to the left of a thin green 5, white paper", "a thin turquoise 4, tilted to the right, and below it a bold orange square, pitch black background",
     "a bold green heart on cream paper", "a purple triangle right of an orange eight, white paper", "a red three above a blue four on white", "a large orange square to the left of a small red star, pale blue background") # The last four are held out
 

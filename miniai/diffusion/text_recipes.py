@@ -43,7 +43,7 @@ from ..training.recipes import LearnerRecipe, begun_with, option, read_about, tr
 ARCHS: dict[str, dict[str, Any]] = { # Name to what differs from `UNetConfig`'s defaults
     "unet": dict(channels=(64, 96)),
     "unet_wide": dict(channels=(64, 128)),
-    "unet_large": dict(channels=(64, 96), attention=(False, True)),
+    "unet_large": dict(channels=(64, 96), attention=(False, True)), # for larger codes: attention on the lower level only
     "unet_tiny": dict(channels=(16, 32)), # to try things out
 }
 
@@ -67,12 +67,12 @@ def scaled_latents(
 # %% ../../nbs/23c_train_unet.ipynb #cell-17
 def latent_dls(
     vae: AutoencoderKL, # Makes the codes, on its device
-    train: tuple[Tensor, Tensor], # Pictures uint8 (n, 3, h, w), attributes int64 (n, 7)
+    train: tuple[Tensor, Tensor], # Pictures uint8 (n, 3, h, w), attributes int64 (n, attributes)
     valid: tuple[Tensor, Tensor], # The same, to measure on
     bs: int, # Codes in a batch of training
     seed: int = 0, # Of codes and order
     device: str | torch.device = def_device, # Where codes are kept
-) -> DataLoaders: # Batches (codes float32 (b, latent_channels, h/shrink, w/shrink), attributes (b, 7))
+) -> DataLoaders: # Batches (codes float32 (b, latent_channels, h/shrink, w/shrink), attributes (b, attributes))
     "Make the codes of all pictures, once, each process its share, and loaders of them."
     z, z_valid = (in_shares(lambda part: scaled_latents(vae, part, seed + i), images) for i, (images, _) in enumerate((train, valid)))
     order = torch.Generator().manual_seed(seed)
@@ -154,7 +154,7 @@ def draw_prompts(
     prompts: Sequence[str] = PROMPTS, # What to draw; picture number i comes from seed i
     steps: int = 10, # From noise to picture
     scale: float = 3., # Guidance scale
-) -> Tensor: # uint8 (b, 3, 32, 32)
+) -> Tensor: # uint8 (b, 3, size, size)
     "Draw a picture for each prompt with DPM-Solver++(2M)."
     c, states = parts.vae.config, read_prompts(parts.text_encoder, parts.tokenizer, [*prompts, ""])
     denoise = text_denoiser(parts.unet, parts.schedule, parts.predict, states[:-1], states[-1:], scale)
@@ -218,7 +218,7 @@ class GlyphUNet(LearnerRecipe):
     wd: float = option(0.01, "Weight decay", least=0)
     opt: str = option("muon", "Optimiser", choices=("adamw", "muon"))
     ema: float = option(0.999, "Decay of the averaged weights", least=0, most=0.99999)
-    vae: str = option(MISSING, "The model.safetensors of a training of the autoencoder, or its shipped weights")
+    vae: str = option(MISSING, "The model.safetensors of a training of the autoencoder")
     clip: str = option(MISSING, "The same of CLIP, whose text encoder reads the captions, or of a reader")
     arch: str = option("unet", "Network", choices=tuple(ARCHS))
     schedule: str = option("cosine", "Noise schedule", choices=tuple(SCHEDULES))
@@ -232,7 +232,7 @@ class GlyphUNet(LearnerRecipe):
     n_inp, world, prompts = 3, GLYPHS, PROMPTS
 
     def data(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        "Pictures uint8 (n, 3, 32, 32) and attributes int64 (n, 7) to train on, and some of combinations held out."
+        "Pictures uint8 (n, 3, size, size) and attributes int64 (n, attributes) to train on, and some of combinations held out."
         return self.world.pictures(self.images, self.seed + 5_000), self.world.pictures(max(self.images//60, 10), self.seed + 6_000, held_out=True)
 
     def words(self, parts: Parts) -> PromptCB:
@@ -293,7 +293,7 @@ def load_text_unet(
 # %% ../../nbs/23c_train_unet.ipynb #cell-64
 def assemble(
     unet: str | os.PathLike, # The `model.safetensors` of the recipe `GlyphUNet`
-    vae: str | os.PathLike, # That of the autoencoder it was trained with, or the shipped weights
+    vae: str | os.PathLike, # That of the autoencoder it was trained with, or its shipped weights
     clip: str | os.PathLike, # The same of CLIP, or of the reader that it was trained with
     folder: str | os.PathLike, # Where to write the checkpoint
     reader: str | os.PathLike | None = None, # That of `GlyphReader`, to read in the place of CLIP's text encoder, its teacher; None for that itself

@@ -96,7 +96,7 @@ class VAE(LearnerRecipe):
     world = GLYPHS
 
     def data(self) -> tuple[Tensor, Tensor, Tensor]:
-        "Pictures to train on, others of the same kind, and some of combinations held out; uint8 (n, 3, 32, 32)."
+        "Pictures to train on, others of the same kind, and some of combinations held out; uint8 (n, 3, size, size)."
         n, pictures = min(1_000, self.images//12), self.world.pictures
         return pictures(self.images, self.seed + 3_000)[0], pictures(n, self.seed + 4_000)[0], pictures(n, self.seed + 4_000, start=n, held_out=True)[0]
 
