@@ -36,7 +36,7 @@ class SceneJudge(GlyphJudge):
     images: int = option(200_000, "Pictures to train on", least=24)
     world = SCENES
 
-# %% ../../nbs/25a_scenes.ipynb #cell-13
+# %% ../../nbs/25a_scenes.ipynb #cell-12
 @dataclass(kw_only=True)
 class SceneVAE(VAE):
     "Train the autoencoder of scenes, best from the weights of that of glyphs; 10,000 scenes with --precision bfloat16 take about three minutes in two processes."
@@ -45,7 +45,7 @@ class SceneVAE(VAE):
     images: int = option(40_000, "Pictures to train on", least=24)
     world = SCENES
 
-# %% ../../nbs/25a_scenes.ipynb #cell-22
+# %% ../../nbs/25a_scenes.ipynb #cell-21
 class CaptionReader(nn.Module):
     "A text encoder that answers, from the vector of the whole sentence, what is on the picture."
     def __init__(self,
@@ -87,7 +87,7 @@ class SayCB(CaptionCB):
         ends = (ids == ids[:, -1:]).int().argmax(1) # the first of each row; no token looks at what comes after it
         return ids[:, :ends.max() + 1], batch[1]
 
-# %% ../../nbs/25a_scenes.ipynb #cell-24
+# %% ../../nbs/25a_scenes.ipynb #cell-23
 @dataclass(kw_only=True)
 class SceneReader(LearnerRecipe):
     "Train a text encoder to tell from a caption what is on the scene; an epoch with --precision bfloat16 takes about a minute in two processes."
@@ -125,7 +125,7 @@ class SceneReader(LearnerRecipe):
         learn.model = learn.model.text # the answers are not needed any more
         self.keep(learn, [], f"A reader of {world.name}, seed {self.seed}", kind="reader", config=asdict(config), merges=[list(pair) for pair in tokenizer.merges], data=world.name)
 
-# %% ../../nbs/25a_scenes.ipynb #cell-26
+# %% ../../nbs/25a_scenes.ipynb #cell-25
 JOINTS = ("a", "the", "and", "then", "there", "is", "first", "only", "of", "to", "on", "in", "with", "its", *".,;:!?-") # Small words of captions, and marks: one alone says nothing
 
 @dataclass(kw_only=True)
@@ -146,7 +146,7 @@ class ScenePupil(GlyphReader):
         words = super().between(tokenizer)
         return words + [*JOINTS]*(len(words)//len(JOINTS)) # half of all
 
-# %% ../../nbs/25a_scenes.ipynb #cell-32
+# %% ../../nbs/25a_scenes.ipynb #cell-31
 SCENE_PROMPTS = ("a thick red seven above a small blue star", "a large yellow heart on black", "a small blue circle to the left of a thin green 5, white paper", "a thin turquoise 4, tilted to the right, and below it a bold orange square, pitch black background",
     "a bold green heart on cream paper", "a purple triangle right of an orange eight, white paper", "a red three above a blue four on white", "a large orange square to the left of a small red star, pale blue background") # The last four are held out
 
