@@ -165,7 +165,7 @@ def test_train_leaves_its_results_and_is_not_overwritten(tmp_path):
     assert status == 0 and "Traceback" not in err and "\r" not in out, out + err
     assert sorted(p.name for p in (tmp_path/"run").iterdir()) == ["checkpoint.pt", "log.csv", "model.safetensors", "options.json", "plot.png"]
     log = (tmp_path/"run"/"log.csv").read_text().splitlines()
-    assert log[0] == "epoch,split,loss,accuracy,seconds" and len(log) == 5
+    assert log[0] == "epoch,split,loss,accuracy,seconds" and [line.split(",")[1] for line in log[1:]] == ["train", "valid"]*2 + ["valid_tta"]
     before = {p.name: p.read_bytes() for p in (tmp_path/"run").iterdir()}
     for more, says in (((), "--resume"), (("--resume", "--lr", "0.5"), "lr was 0.01 and is 0.5")):
         status, out, err = miniai(*words, *more)

@@ -27,13 +27,13 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from fastcore.basics import noop, patch
+from fastcore.basics import compose, noop, patch
 from torch import Tensor, nn, optim
 
 from .. import __version__
 from ..data.datasets import digits, fashion_mnist, mnist, write_atomic
 from .accelerate import AccelerateCB, ChannelsLastCB, EMACB, MixedPrecision, n_processes
-from .augment import AlternatingFlip, AugmentCB, MixupCB, RandCrop, RandErase, mirror, tta
+from .augment import AlternatingFlip, AugmentCB, MixupCB, RandCrop, RandErase, mirror, shift, tta
 from .batches import DataLoaders, TensorLoader, accuracy, holdout, image_dls
 from .hooks import set_seed
 from .init import get_model
@@ -327,8 +327,8 @@ class ImageRecipe(LearnerRecipe):
         "Random changes that leave a training picture what it shows."
         return [RandCrop(self.crop)]*(self.crop > 0) + [RandErase(max_num=self.erase)]*(self.erase > 0)
     def views(self) -> list[Callable[[Tensor], Tensor]]:
-        "Ways to look at a picture, whose predictions are averaged at the end."
-        return [noop]
+        "Ways to look at a picture, whose predictions are averaged at the end: if the network has been trained with shifted ones, it is asked about them, too."
+        return [noop, *(partial(shift, dy=dy, dx=dx) for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)) if self.crop)]
 
     def data(self) -> tuple[str, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         "The name of the data, what is trained on, and what is held out: a twelfth of the training set, or with `final` nothing."
@@ -370,7 +370,9 @@ class FashionMNIST(ImageRecipe):
     title = "Fashion-MNIST"
     def load(self, split): return fashion_mnist(split)
     def tfms(self): return [AlternatingFlip(self.seed), *super().tfms()]
-    def views(self): return [noop, mirror]
+    def views(self):
+        views = super().views()
+        return views + [compose(view, mirror) for view in views]
 
 @dataclass(kw_only=True)
 class MNIST(ImageRecipe):
