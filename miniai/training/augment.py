@@ -100,7 +100,7 @@ class RandCrop:
         self.pad = pad
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        _check_batch(x)
+        _check_batch(x) # before anything is drawn
         return shift(x, *torch.randint(-self.pad, self.pad + 1, (2, len(x), 1), generator=generator, device=x.device))
 
 # %% ../../nbs/13_augment.ipynb #cell-32

@@ -315,7 +315,7 @@ class ImageRecipe(LearnerRecipe):
     smoothing: float = option(0., "Label smoothing", least=0, most=1)
     erase: int = option(0, "At most so many rectangles of a training picture are erased", least=0)
     mixup: float = option(0., "Mix each training picture with another one: alpha of the beta distribution, 0 for none", least=0, most=4)
-    crop: int = option(0, "Training pictures are shifted by at most so many pixels in each direction", least=0)
+    crop: int = option(0, "Training pictures are shifted by at most so many pixels in each direction; if they are, it is asked about shifted pictures as well at the end", least=0)
     images: int = option(60_000, "Use at most so many pictures of the training set", least=24)
     final: bool = option(False, "Hold nothing out, and look at the test set at the end")
     title = "pictures" # What the data are called
@@ -378,7 +378,7 @@ class FashionMNIST(ImageRecipe):
 class MNIST(ImageRecipe):
     "Train on MNIST, 60,000 handwritten digits; 5 epochs with --precision bfloat16 take about ten minutes on a core that knows bfloat16."
     title = "MNIST"
-    crop: int = option(2, "Training pictures are shifted by at most so many pixels in each direction", least=0)
+    crop: int = option(2, "Training pictures are shifted by at most so many pixels in each direction; if they are, it is asked about shifted pictures as well at the end", least=0)
     def load(self, split): return mnist(split)
 
 # %% ../../nbs/14a_train.ipynb #cell-26
