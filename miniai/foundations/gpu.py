@@ -20,7 +20,7 @@ from .matmul import matmul_sizes
 from ..tools.testing import test_near
 from ..tools.timing import Comparison, compare
 
-# %% ../../nbs/01c_gpu.ipynb #cell-8
+# %% ../../nbs/01c_gpu.ipynb #cell-9
 def matmul_cell(
     grid: tuple[int, int], # Which cell, (i, j); nothing happens when it lies outside `c`
     a: np.ndarray, # Left matrix, (n, k)
@@ -34,7 +34,7 @@ def matmul_cell(
         for p in range(a.shape[1]): total += a[i, p]*b[p, j]
         c[i, j] = total
 
-# %% ../../nbs/01c_gpu.ipynb #cell-12
+# %% ../../nbs/01c_gpu.ipynb #cell-13
 def launch_kernel(
     kernel: Callable, # Called as `kernel((i, j), *args, **kwargs)`
     grid_x: int, # i runs over `range(grid_x)`: rows
@@ -47,7 +47,7 @@ def launch_kernel(
     for i in range(grid_x):
         for j in range(grid_y): kernel((i, j), *args, **kwargs)
 
-# %% ../../nbs/01c_gpu.ipynb #cell-19
+# %% ../../nbs/01c_gpu.ipynb #cell-20
 def grid_for(
     n: int, # Rows of the result
     m: int, # Columns of the result
@@ -57,7 +57,7 @@ def grid_for(
     if tile < 1: raise ValueError(f"expected blocks of at least 1 x 1 threads, got {tile}")
     return -(-m//tile), -(-n//tile)
 
-# %% ../../nbs/01c_gpu.ipynb #cell-26
+# %% ../../nbs/01c_gpu.ipynb #cell-27
 @cuda.jit
 def cell_kernel(
     a, # Left matrix, (n, k) float32
@@ -71,7 +71,7 @@ def cell_kernel(
         for p in range(a.shape[1]): total += a[i, p]*b[p, j]
         c[i, j] = total
 
-# %% ../../nbs/01c_gpu.ipynb #cell-40
+# %% ../../nbs/01c_gpu.ipynb #cell-41
 def tiled_cell(
     block: tuple[int, int], # Which block: down, across
     thread: tuple[int, int], # Which thread in it: down, across
@@ -94,7 +94,7 @@ def tiled_cell(
         yield # until all have used it
     if i < n and j < m: c[i, j] = total
 
-# %% ../../nbs/01c_gpu.ipynb #cell-42
+# %% ../../nbs/01c_gpu.ipynb #cell-43
 def launch_blocks(
     kernel: Callable, # Called as `kernel(block, thread, shared, *args)`; a generator that yields to wait for its block
     blocks: tuple[int, int], # Blocks across (x) and down (y), as `grid_for` gives them
@@ -114,7 +114,7 @@ def launch_blocks(
                 raise RuntimeError(f"{len(waiting)} threads wait for {len(running) - len(waiting)} that have finished")
             running = waiting
 
-# %% ../../nbs/01c_gpu.ipynb #cell-57
+# %% ../../nbs/01c_gpu.ipynb #cell-58
 @lru_cache
 def tiled_kernel(
     tile: int, # Edge of a block and of the tiles, 1 to 32
@@ -137,7 +137,7 @@ def tiled_kernel(
         if i < n and j < m: c[i, j] = total
     return kernel
 
-# %% ../../nbs/01c_gpu.ipynb #cell-60
+# %% ../../nbs/01c_gpu.ipynb #cell-61
 MAX_BLOCKS_DOWN = 65_535 # CUDA's limit for y in a grid
 
 _NO_GPU = """numba finds no GPU that it can use.
@@ -180,7 +180,7 @@ def _multiply(make_kernel: Callable, a: Tensor, b: Tensor, tile: int) -> Tensor:
         cuda.synchronize()
     return c
 
-# %% ../../nbs/01c_gpu.ipynb #cell-62
+# %% ../../nbs/01c_gpu.ipynb #cell-63
 def matmul_cuda_cells(
     a: Tensor, # Left matrix, (n, k) float32 on a GPU, any strides
     b: Tensor, # Right matrix, (k, m) float32 on the same GPU, any strides
@@ -197,7 +197,7 @@ def matmul_cuda(
     "Multiply two matrices on the GPU, with tiles in shared memory."
     return _multiply(tiled_kernel, a, b, tile)
 
-# %% ../../nbs/01c_gpu.ipynb #cell-65
+# %% ../../nbs/01c_gpu.ipynb #cell-66
 LAYOUTS = {
     "contiguous": lambda n, m, g: torch.randn(n, m, generator=g),
     "transposed": lambda n, m, g: torch.randn(m, n, generator=g).T,
@@ -226,7 +226,7 @@ def check_multiply(
         full += n*k*m > 0
     return full
 
-# %% ../../nbs/01c_gpu.ipynb #cell-78
+# %% ../../nbs/01c_gpu.ipynb #cell-79
 def compare_kernels(
     n: int, # Edge of the square matrices
     device: str = "cuda", # "cuda", or "cpu" where numba simulates (then `n` should be tiny)
