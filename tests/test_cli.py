@@ -1,6 +1,7 @@
 "The command `miniai`, used as a person would: the installed script, in a process of its own."
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,11 @@ def notebook(path, *sources):
 def miniai(*words, cwd=None, **env):
     done = subprocess.run([str(MINIAI), *map(str, words)], capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, timeout=120)
     return done.returncode, done.stdout, done.stderr
+
+def worked():
+    "Seconds that processors have worked for the processes we waited for; what others do in the meantime does not count."
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 def printed(path):
     "Everything the saved cells of a notebook printed."
@@ -195,12 +201,12 @@ def no_network(tmp_path):
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]), "MINIAI_HOME": str(tmp_path/"home")}
 
 def test_sample_boots_without_a_network(tmp_path, no_network):
-    start = time.time()
+    start = worked()
     words = "sample fashion --n 16 --steps 20 --sampler heun --seed 0 --out".split()
     status, out, err = miniai(*words, tmp_path/"boots.png", "--label", "ankle boot", **no_network)
     assert status == 0 and "16 pictures" in out, err
     assert PIL.Image.open(tmp_path/"boots.png").size == (4*(28*4 + 2) + 2,)*2
-    assert time.time() - start < 60 # some 10 s where nothing else runs
+    assert worked() - start < 60 # some 12 s where nothing else runs, of one processor or shared by two
 
 def test_checkpoint_is_a_folder_that_is_there():
     from miniai.diffusion.pipeline import shipped_checkpoint
@@ -222,10 +228,10 @@ def drawn(prompts, folder=None, scale=4, **options):
 
 def test_sample_words_without_a_network(tmp_path, no_network):
     prompt = "a thick red seven on a pale blue background"
-    start = time.time()
+    start = worked()
     status, out, err = miniai("sample", prompt, "--out", tmp_path/"seven.png", **no_network)
     assert status == 0 and f"saved {tmp_path/'seven.png'}: 1 picture in" in out and "Traceback" not in err, err
-    assert time.time() - start < 60 # some 6 s where nothing else runs
+    assert worked() - start < 60 # some 7 s where nothing else runs, of one processor or shared by two
     assert PIL.Image.open(tmp_path/"seven.png").tobytes() == drawn(prompt).tobytes()
 
 def test_sample_words_hands_on_every_option(tmp_path):
