@@ -24,7 +24,7 @@ import miniai.training.augment # noqa: F401 (gives the learner its capture_preds
 from ..data.datasets import write_atomic
 from ..tools.checks import check_whole, described
 from ..training.batches import DataLoaders, TensorLoader
-from ..training.init import _eval_mode
+from ..training.init import eval_mode
 from ..training.learner import Callback, LogBoard, TrainLearner, make_board, read_metadata
 
 # %% ../../nbs/18_fid.ipynb #cell-12
@@ -54,7 +54,7 @@ def features(
     if board is None: board = make_board() if len(batches) >= 40 else LogBoard()
     device, parts = next((p.device for p in model.parameters()), "cpu"), []
     try:
-        with _eval_mode(model):
+        with eval_mode(model):
             for i, batch in enumerate(batches):
                 found = model(prepare(batch).to(device))
                 if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(batch):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .schedules import NoiseSchedule, PictureNoise, _check_kind, _check_schedule, scaled_linear_schedule, with_bar
 from ..tools.checks import check_whole, described
 from ..tools.timing import compare
-from ..training.init import _eval_mode
+from ..training.init import eval_mode
 
 # %% ../../nbs/19_samplers.ipynb #cell-5
 Denoiser = Callable[[Tensor, Tensor], Tensor] # From x (b, ...) and sigma () to the guess of the clean pictures (b, ...)
@@ -55,7 +55,7 @@ def as_denoiser(
         s = sigma.item() # arithmetic with tensors of one number is slow
         size = math.sqrt(1 + s**2)
         t = schedule.time_of(sigma).to(x.device).expand(len(x))
-        with _eval_mode(model) if mixed or is_module and model.training else contextlib.nullcontext(): predicted = model(x/size, t, *cond)
+        with eval_mode(model) if mixed or is_module and model.training else contextlib.nullcontext(): predicted = model(x/size, t, *cond)
         _check_like(x, predicted, "the model")
         skip, out = {"eps": (1., -s), "x0": (0., 1.), "v": (1/size**2, -s/size)}[kind]
         denoised = skip*x + out*predicted

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..tools.checks import check_finite, check_floats, check_share, check_whole, described
 from ..training.augment import RandomTransformCB
-from ..training.init import _eval_mode
+from ..training.init import eval_mode
 from ..training.learner import LogBoard, make_board
 
 # %% ../../nbs/15_ddpm.ipynb #cell-11
@@ -347,7 +347,7 @@ def ddpm_sample(
     levels = [1., *schedule.alpha_bar.tolist()]
     x_t = noise()
     _check_alike(**{"noise at the start": x_t})
-    with torch.no_grad(), _eval_mode(model) if isinstance(model, nn.Module) else contextlib.nullcontext():
+    with torch.no_grad(), eval_mode(model) if isinstance(model, nn.Module) else contextlib.nullcontext():
         for step, t in enumerate(bar(range(len(schedule) - 1, -1, -1))):
             said = model(x_t, torch.full((len(x_t),), t, device=x_t.device), *cond)
             _check_alike(x_t=x_t, **{f"values from the model in step {step}": said})

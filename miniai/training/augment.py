@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from ..tools.checks import check_whole
 from ..tools.plotting import show_images
-from .init import BatchTransformCB, _eval_mode
+from .init import BatchTransformCB, eval_mode
 from .learner import Callback, CancelFitException, Learner, _listed, random_state, set_random_state
 
 # %% ../../nbs/13_augment.ipynb #cell-13
@@ -223,7 +223,7 @@ def _looking(
     streams = random_state(*loaders)
     learn.cbs, learn.opt_func = cbs, None
     try:
-        with _eval_mode(learn.model): yield
+        with eval_mode(learn.model): yield
     finally:
         for cb, state in states: cb.load_state_dict(state) # what lies within
         for owner, attributes in before: # and what it is that they hold

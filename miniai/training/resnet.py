@@ -16,7 +16,7 @@ from ..tools.checks import check_whole
 from .batches import to_device
 from .conv import conv
 from .hooks import Hooks
-from .init import _eval_mode
+from .init import eval_mode
 from .learner import Learner, random_state, set_random_state
 
 # %% ../../nbs/12_resnet.ipynb #cell-9
@@ -136,7 +136,7 @@ def model_summary(
         if products is None: return
         macs[within[m]] += products//len(inputs[0])
         seen.add(m)
-    with _eval_mode(model), Hooks(within, look), torch.no_grad(): model(*inputs)
+    with eval_mode(model), Hooks(within, look), torch.no_grad(): model(*inputs)
     uncounted = [_named(name, m) for name, m in model.named_modules() if m not in seen and not isinstance(m, _NO_PRODUCTS) and any(p.ndim > 1 for p in m.parameters(recurse=False))]
     return Summary(_rows(model, parts, shapes, macs), tuple(uncounted))
 
