@@ -155,7 +155,9 @@ class Recipe(Options):
     def _check_same(self, what, now):
         "Refuse to go on with other options or data than the training in the folder began with."
         kept = self.folder/"options.json"
-        try: before = json.loads(kept.read_text())[what]
+        try:
+            before = json.loads(kept.read_text())[what]
+            if what == "options": before = {f.name: f.default for f in fields(self) if f.name in now} | before # for options that the library did not have then
         except (OSError, ValueError, LookupError, TypeError) as e: raise ValueError(f"{kept} cannot be read ({type(e).__name__}: {e}); put it back, or begin anew in another folder") from e
         now = json.loads(json.dumps(now))
         if before == now: return
@@ -317,6 +319,7 @@ class ImageRecipe(LearnerRecipe):
     mixup: float = option(0., "Mix each training picture with another one: alpha of the beta distribution, 0 for none", least=0, most=4)
     crop: int = option(0, "Training pictures are shifted by at most so many pixels in each direction; if they are, it is asked about shifted pictures as well at the end", least=0)
     images: int = option(60_000, "Use at most so many pictures of the training set", least=24)
+    held: int = option(12, "Hold out one in so many of them, to choose by", least=2, most=24)
     final: bool = option(False, "Hold nothing out, and look at the test set at the end")
     title = "pictures" # What the data are called
 
@@ -331,9 +334,9 @@ class ImageRecipe(LearnerRecipe):
         return [noop, *(partial(shift, dy=dy, dx=dx) for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)) if self.crop)]
 
     def data(self) -> tuple[str, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        "The name of the data, what is trained on, and what is held out: a twelfth of the training set, or with `final` nothing."
+        "The name of the data, what is trained on, and what is held out: one in `held` of the training set, or with `final` nothing."
         images, labels = (t[:self.images] for t in self.load("train"))
-        return name_data(images, self.title), *(((images, labels), (images[:0], labels[:0])) if self.final else holdout(images, labels, n=len(images)//12))
+        return name_data(images, self.title), *(((images, labels), (images[:0], labels[:0])) if self.final else holdout(images, labels, n=len(images)//self.held))
 
     def learner(self, dls: DataLoaders) -> Learner:
         "Model, loss, optimiser and callbacks, ready to `fit`."
