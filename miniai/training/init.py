@@ -100,7 +100,7 @@ def plot_func(
 def eval_mode(
     model: nn.Module, # Perhaps with parts in training and parts not
 ) -> Iterator[None]:
-    "Put all parts of a model into eval mode, and in the end, also when something is raised, each into its own again."
+    "Put all parts of a model into eval mode, and give each its own mode back at the end, even if something is raised."
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try: yield

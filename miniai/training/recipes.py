@@ -155,9 +155,7 @@ class Recipe(Options):
     def _check_same(self, what, now):
         "Refuse to go on with other options or data than the training in the folder began with."
         kept = self.folder/"options.json"
-        try:
-            before = json.loads(kept.read_text())[what]
-            if what == "options": before = {f.name: f.default for f in fields(self) if f.name in now} | before # for options that the library did not have then
+        try: before = json.loads(kept.read_text())[what]
         except (OSError, ValueError, LookupError, TypeError) as e: raise ValueError(f"{kept} cannot be read ({type(e).__name__}: {e}); put it back, or begin anew in another folder") from e
         now = json.loads(json.dumps(now))
         if before == now: return
@@ -319,7 +317,7 @@ class ImageRecipe(LearnerRecipe):
     mixup: float = option(0., "Mix each training picture with another one: alpha of the beta distribution, 0 for none", least=0, most=4)
     crop: int = option(0, "Training pictures are shifted by at most so many pixels in each direction; if they are, it is asked about shifted pictures as well at the end", least=0)
     images: int = option(60_000, "Use at most so many pictures of the training set", least=24)
-    held: int = option(12, "Hold out one in so many of them, to choose by", least=2, most=24)
+    held: int = option(12, "Hold out one in so many pictures of the training set, to choose by; with --final none", least=2, most=24)
     final: bool = option(False, "Hold nothing out, and look at the test set at the end")
     title = "pictures" # What the data are called
 
