@@ -61,7 +61,7 @@ def load_ddpm(
     "Read a trained diffusion model."
     about = read_about(path)
     if about.get("kind") != "ddpm": raise ValueError(f"expected the weights of a diffusion model, got {about or 'weights that do not say what they are'}")
-    try: config, schedule, _ = UNetConfig(**about["config"]), SCHEDULES[about["schedule"]](), about["told"]
+    try: config, schedule = UNetConfig(**about["config"]), SCHEDULES[about["schedule"]]()
     except (KeyError, TypeError) as e: raise ValueError(f"{path} does not describe a diffusion model of ours ({type(e).__name__}: {e})") from e
     model = UNet(config) if config.n_classes is None else ClassUNet(config)
     load_weights(model, path)
@@ -192,7 +192,7 @@ class DDPM(LearnerRecipe):
         "The network of another training, checked; None if there is none to begin with."
         if self.init == "scratch": return None
         model, _, about = load_ddpm(self.init)
-        if not (self.classes and about["told"] == self.told): # clusters are found anew, so they mean something else
+        if not (self.classes and about.get("told") == self.told): # clusters are found anew, so they mean something else
             if model.config.n_classes is not None: model = without_classes(model)
             if self.n_classes is not None: model = with_classes(model, self.n_classes)
         wanted = make_unet(self.arch, self.n_classes).config, self.schedule, self.predict
