@@ -176,7 +176,7 @@ def orthogonalise(
     m: Tensor, # A matrix (r, c) of finite floats
     n_steps: int = 5, # Rounds of Newton-Schulz, at least 1
     dtype: torch.dtype = torch.bfloat16, # Floats to compute with
-) -> Tensor: # (r, c) as `m`, its singular values between about 0.7 and 1.2
+) -> Tensor: # (r, c) as `m`, its singular values between about 0.7 and 1.2, but for those that were very small
     "Bring the singular values of a matrix near one, and leave its directions ([Jordan et al., 2024](https://kellerjordan.github.io/posts/muon/))."
     check_floats("m", m, "r", "c")
     check_finite(m.dtype, m=m)

@@ -393,7 +393,7 @@ def load_classifier(
     load_weights(model, path)
     return model.eval(), lambda images: (images[:, None].float()/255 - made["mean"])/made["std"]
 
-# %% ../../nbs/14a_train.ipynb #cell-48
+# %% ../../nbs/14a_train.ipynb #cell-52
 def ship(
     folder: str | os.PathLike, # Where a `LearnerRecipe` has left its results
     path: str | os.PathLike, # The file to write, such as `miniai/weights/fashion_classifier.safetensors`
@@ -412,7 +412,7 @@ def shipped(
     if name not in there: raise ValueError(f"no weights {name!r} come with the package; there are: {', '.join(sorted(there)) or 'none'}")
     return there[name]
 
-# %% ../../nbs/14a_train.ipynb #cell-50
+# %% ../../nbs/14a_train.ipynb #cell-54
 def training_of(
     path: str | os.PathLike, # Weights: the `model.safetensors` of a recipe, or what `ship` made of it
 ) -> dict[str, bytes]: # Ending of a file name to contents
