@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import safetensors.torch
+import torch
 
 MINIAI = Path(sys.executable).with_name("miniai")
 
@@ -112,9 +114,11 @@ def test_version():
     (("sample", "mnist", "7"), ["7"]),
 ])
 def test_mistakes_are_one_line(nbs, words, names):
+    before = sorted(nbs.parent.iterdir())
     status, out, err = miniai(*words, cwd=nbs.parent)
     assert status == 2 and out == "" and err.count("\n") == 1 and err.startswith("miniai: "), err
     assert all(name in err for name in names), err
+    assert sorted(nbs.parent.iterdir()) == before # nothing was begun
 
 def test_missing_folder(tmp_path):
     status, out, err = miniai("run", "--nbs", tmp_path/"nowhere")
@@ -198,15 +202,24 @@ def test_sample_draws_the_same_from_the_same_seed(tmp_path):
 def no_network(tmp_path):
     "Environment of a process in which nothing reaches a network."
     (tmp_path/"sitecustomize.py").write_text("import socket\ndef refuse(*args, **kwargs): raise OSError('no network here')\nsocket.socket.connect = socket.create_connection = refuse\n")
-    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]), "MINIAI_HOME": str(tmp_path/"home")}
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]), "MINIAI_HOME": str(tmp_path/"home")}
+    tried = subprocess.run([sys.executable, "-c", "import socket; socket.create_connection(('127.0.0.1', 9))"], env=os.environ | env, capture_output=True, text=True)
+    assert "no network here" in tried.stderr, tried.stderr
+    return env
 
 def test_sample_boots_without_a_network(tmp_path, no_network):
     start = worked()
     words = "sample fashion --n 16 --steps 20 --sampler heun --seed 0 --out".split()
     status, out, err = miniai(*words, tmp_path/"boots.png", "--label", "ankle boot", **no_network)
     assert status == 0 and "16 pictures" in out, err
-    assert PIL.Image.open(tmp_path/"boots.png").size == (4*(28*4 + 2) + 2,)*2
     assert worked() - start < 60 # some 12 s where nothing else runs, of one processor or shared by two
+    from miniai.training.recipes import load_classifier, shipped
+    paper = np.asarray(PIL.Image.open(tmp_path/"boots.png"))
+    assert paper.shape == (4*(28*4 + 2) + 2,)*2
+    classifier, prepare = load_classifier(shipped("fashion_classifier"))
+    corners = [2 + k*(28*4 + 2) for k in range(4)]
+    boots = torch.stack([torch.tensor(255 - paper[y:y + 28*4:4, x:x + 28*4:4]) for y in corners for x in corners]) # black on white, each point four by four
+    with torch.no_grad(): assert (classifier(prepare(boots)).argmax(1) == 9).sum() >= 14 # 9 is Ankle boot
 
 def test_checkpoint_is_a_folder_that_is_there():
     from miniai.diffusion.pipeline import shipped_checkpoint

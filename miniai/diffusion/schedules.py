@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -166,12 +166,12 @@ def at(
 @patch
 def time_of(
     self: NoiseSchedule,
-    sigma: Tensor | float, # Noise levels above 0, any shape; beyond the table's ends they count as its ends
+    sigma: Tensor | float, # Noise levels above 0, finite, any shape; beyond the table's ends they count as its ends
 ) -> Tensor: # Time steps from 0 to T - 1, float32, the same shape and device
     "Look up the time step of a noise level, the inverse of `at`."
     sigma = _reals("sigma", sigma)
     values = sigma.detach().double().cpu().numpy() # a sampler asks for one level at a time, for which numpy is quicker
-    if not (values > 0).all(): raise ValueError(f"expected sigma above 0, got {values.min():g}")
+    if not ((values > 0) & (values < math.inf)).all(): raise ValueError(f"expected finite sigma above 0, got {values.min():g} to {values.max():g}")
     return torch.as_tensor(np.interp(np.log(values), *self._lookup), dtype=torch.float32, device=sigma.device)
 
 # %% ../../nbs/15_ddpm.ipynb #cell-33
@@ -308,6 +308,8 @@ class PictureNoise:
         seeds: Iterable[int], # One for each picture
         device: str | torch.device = "cpu", # Where the noise is needed; it is drawn on the CPU, and so the same everywhere
     ):
+        if not isinstance(shape, Sequence) or not all(isinstance(side, Integral) and side > 0 for side in shape):
+            raise ValueError(f"expected the shape of one picture, such as (1, 28, 28), got {shape!r}")
         self.shape, self.seeds, self.device = tuple(shape), list(seeds) if isinstance(seeds, Iterable) else [], device
         if not self.seeds or not all(isinstance(s, int) and 0 <= s < 2**63 for s in self.seeds):
             raise ValueError(f"expected a seed for each picture, whole numbers from 0 to {2**63 - 1}, got {self.seeds or seeds!r}")

@@ -21,7 +21,7 @@ from ..tools.checks import check_finite, check_floats, check_share, check_whole,
 
 # %% ../../nbs/17_unet.ipynb #cell-9
 def timestep_embedding(
-    t: Tensor, # Times (b,), any real numbers; their useful range is about 0 to max_period
+    t: Tensor, # Times (b,), any finite numbers; their useful range is about 0 to max_period
     dim: int, # Numbers for each, even
     max_period: float = 10_000., # Above 0; the slowest wave takes 2 pi max_period^(1 - 2/dim)
 ) -> Tensor: # (b, dim) of float32, cosines first
@@ -32,6 +32,7 @@ def timestep_embedding(
         raise ValueError(f"expected max_period above 0, got {max_period!r}")
     if not isinstance(t, Tensor) or t.ndim != 1 or t.is_complex() or t.dtype == torch.bool:
         raise ValueError(f"expected times (b,) of real numbers, got {described(t)}")
+    check_finite(t.dtype, times=t)
     freqs = torch.exp(-math.log(max_period)*torch.arange(dim//2, device=t.device)/(dim//2))
     angles = t.float()[:, None]*freqs # (b, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
@@ -244,7 +245,6 @@ class UNet(nn.Module):
         if not isinstance(t, (Tensor, Real)): raise ValueError(f"expected a time or a tensor of times, got {described(t)}")
         t = torch.as_tensor(t, device=x.device)
         if t.shape not in ((), (1,), x.shape[:1]): raise ValueError(f"expected one time, or {len(x)}, got shape {tuple(t.shape)}")
-        check_finite(t.dtype, times=t)
         emb = self.time_embedding(timestep_embedding(t.expand(len(x)), self.config.channels[0]).to(x.dtype))
         return emb if y is None else emb + self.class_embedding(y)
 
