@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..data.datasets import FASHION_NAMES, write_atomic
-from .recipes import load_ddpm, without_classes
+from .recipes import classes_by_lot, load_ddpm
 from .samplers import SAMPLERS, Denoiser, as_denoiser, find_sampler, generate, karras_sigmas
 from .schedules import NoiseSchedule, to_pixels, with_bar
 from .unet import UNet
@@ -45,8 +45,8 @@ def guide(
 ) -> Denoiser:
     "Make a denoiser that overdoes what asking changes ([Ho and Salimans, 2022](https://arxiv.org/abs/2207.12598), equation 6)."
     check_scale(scale)
-    if clip is not None and not 0 < clip < float("inf"): raise ValueError(f"expected clip above 0, or None, got {clip!r}")
-    if not (isinstance(within, (list, tuple)) and len(within) == 2 and 0 <= within[0] <= within[1]): raise ValueError(f"expected within to be two sigmas, the smaller one first, got {within!r}")
+    if clip is not None and not (isinstance(clip, Real) and clip > 0): raise ValueError(f"expected clip above 0, or None, got {clip!r}")
+    if not (isinstance(within, (list, tuple)) and len(within) == 2 and all(isinstance(s, Real) for s in within) and 0 <= within[0] <= within[1]): raise ValueError(f"expected within to be two sigmas, the smaller one first, got {within!r}")
     def denoise(x, sigma):
         s = float(scale) if within[0] <= sigma <= within[1] else 1.
         if s in (0, 1): denoised = (asked if s else free)(x, sigma) # one call is enough
@@ -73,7 +73,7 @@ def class_denoiser(
     asked, free = (as_denoiser(model, schedule, c, kind=predict) for c in (y, torch.full_like(y, model.config.n_classes)))
     return guide(asked, free, scale, clip=1., within=within)
 
-# %% ../../nbs/19a_drawing.ipynb #cell-27
+# %% ../../nbs/19a_drawing.ipynb #cell-31
 SIGMA_MIN, SIGMA_MAX = 0.02, 80. # Where noise cannot be seen, and where nothing else can
 GUIDED = 0.3, 3. # Where guidance was found to help
 
@@ -145,11 +145,11 @@ class Drawing(Options):
 @dataclass(kw_only=True)
 class ClassDrawing(Drawing):
     "Draw pictures with a model that is told classes."
-    label: str = option("all", "Name or number of what to draw; all for one kind after the other, any to leave it to the model")
+    label: str = option("all", "Name or number of what to draw; all for one kind after the other, any to let chance choose")
     sampler: str = option("dpmpp_2m", "How to take a step", choices=tuple(SAMPLERS))
     guidance: float = option(2.5, "1 to draw just what was asked for, more to draw it more clearly and with less variety", least=0, most=100)
     names = () # Of the classes
-    free, asked = None, None # Names of the weights: of a model that is not told classes, if there is one, and of one that is
+    weights = None # Name of the weights of a model that is told these classes
 
     def __post_init__(self):
         if isinstance(self.label, bool): find_label(self.label, self.names) # which says what is missing
@@ -162,9 +162,9 @@ class ClassDrawing(Drawing):
 
     def denoiser(self) -> Denoiser:
         "What guesses the clean pictures of a batch of `n`."
-        model, schedule, about = load_ddpm(shipped(self.free if self.y is None and self.free else self.asked))
-        if self.y is not None: return class_denoiser(model, schedule, about["predict"], self.y, self.guidance, GUIDED)
-        return as_denoiser(model if model.config.n_classes is None else without_classes(model), schedule, kind=about["predict"], clip=1.)
+        model, schedule, about = load_ddpm(shipped(self.weights))
+        y = classes_by_lot(about["shares"], range(self.seed, self.seed + self.n)) if self.y is None else self.y
+        return class_denoiser(model, schedule, about["predict"], y, self.guidance, GUIDED)
 
     def draw(self, callback=None, bar=with_bar): # uint8 (n, h, w)
         sigmas, seeds = karras_sigmas(self.steps, SIGMA_MIN, SIGMA_MAX), range(self.seed, self.seed + self.n)
@@ -175,9 +175,9 @@ class ClassDrawing(Drawing):
 @dataclass(kw_only=True)
 class Clothes(ClassDrawing):
     "Draw clothes like those of Fashion-MNIST: T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag or Ankle boot."
-    names, free, asked = FASHION_NAMES, "fashion_ddpm", "fashion_class_ddpm"
+    names, weights = FASHION_NAMES, "fashion_class_ddpm"
 
 @dataclass(kw_only=True)
 class Digits(ClassDrawing):
     "Draw handwritten digits like those of MNIST, from zero to nine."
-    names, asked = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), "mnist_class_ddpm"
+    names, weights = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), "mnist_class_ddpm"

@@ -47,7 +47,7 @@ def as_denoiser(
     "Make a denoiser of a trained network ([Karras et al., 2022](https://arxiv.org/abs/2206.00364), equation 7)."
     _check_kind(kind)
     _check_schedule(schedule)
-    if clip is not None and not clip > 0: raise ValueError(f"expected clip above 0, or None, got {clip!r}")
+    if clip is not None and not (isinstance(clip, Real) and clip > 0): raise ValueError(f"expected clip above 0, or None, got {clip!r}")
     is_module = isinstance(model, nn.Module)
     mixed = is_module and any(m.training for m in model.modules()) # asked once, for to walk through a network takes a while
     def denoise(x, sigma):
@@ -71,7 +71,7 @@ def mixture_denoiser(
     if not isinstance(centres, Tensor) or not centres.is_floating_point() or centres.ndim < 2 or not len(centres):
         raise ValueError(f"expected at least one picture, floats (n, ...), got {described(centres)}")
     if not centres.isfinite().all(): raise ValueError("expected finite pictures, got NaN or infinite values")
-    if not 0 <= width < math.inf: raise ValueError(f"expected a width of 0 or more, got {width!r}")
+    if not isinstance(width, Real) or not 0 <= width < math.inf: raise ValueError(f"expected a width of 0 or more, got {width!r}")
     flat = centres.flatten(1) # (n, d)
     def denoise(x, sigma):
         _check_sigma(sigma)
@@ -387,7 +387,7 @@ def generate(
     noise, sigmas = PictureNoise(shape, seeds, device), _down_to_0(sigmas, 2)
     start = sigmas[0].item() if start is None else start
     if not callable(sampler): raise ValueError(f"expected a sampler, such as sample_heun, got {sampler!r}; find_sampler finds one by its name")
-    if not 0 < start < math.inf: raise ValueError(f"expected start above 0, got {start!r}")
+    if not isinstance(start, Real) or not 0 < start < math.inf: raise ValueError(f"expected start above 0, got {start!r}")
     with _under_bar(bar, len(sigmas) - 1, callback) as after:
         return sampler(denoise, start*noise(), sigmas, noise=noise, callback=after, **own)
 
